@@ -1,0 +1,1 @@
+"""Alembic environment of the feature catalog, shipped in the wheel."""

@@ -1,0 +1,99 @@
+"""Contexts stage: SAE features of every labelled context at every reading site."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sae_runtime.build.config import BuildConfig
+from sae_runtime.build.stages import Stage, read_tensors, stage_key, write_tensors
+from sae_runtime.catalog.packs import ConceptPack
+from sae_runtime.detector.sites import SITES, pool, site_tokens
+from sae_runtime.engines.chat import ChatEncoder
+from sae_runtime.engines.transformers import TransformersEngine, content_mask
+from sae_runtime.models import ResolvedModel
+from sae_runtime.progress import progress
+from sae_runtime.sae import SAE
+
+
+@dataclass(frozen=True)
+class ContextFeatures:
+    """Pooled features of one concept's contexts.
+
+    Attributes:
+        sites: by site, float32 ``[contexts, d_sae]``.
+        dense: by site, the pooled residual, float32 ``[contexts, d_model]`` (the baseline of dense probes).
+        labels: sense number per context, int64 ``[contexts]``.
+        held_out: bool ``[contexts]``.
+    """
+
+    sites: dict[str, Tensor]
+    dense: dict[str, Tensor]
+    labels: Tensor
+    held_out: Tensor
+
+
+def run_contexts(
+    config: BuildConfig, model: ResolvedModel, train: Stage, sae: SAE, packs: dict[str, list[ConceptPack]]
+) -> Stage:
+    """Read every labelled context as a user message; one file per concept, so that an interrupted run resumes."""
+    concepts = [concept for group in packs.values() for concept in group]
+    texts = [[s.contexts, s.held_out] for concept in concepts for s in concept.senses.values()]
+    stage = Stage(config.model, "contexts", stage_key(train.key, texts, SITES))
+    if stage.done:
+        return stage
+    engine = TransformersEngine(model.path, config.layer)
+    encoder = ChatEncoder(model.path)
+    with progress("contexts", len(concepts)) as advance:
+        for concept in concepts:
+            path = stage.folder / f"{concept.concept}.safetensors"
+            if not path.exists():
+                write_tensors(path, _capture(concept, engine, encoder, sae))
+            advance(1, concept.concept)
+    stage.finish({"concepts": len(concepts)})
+    return stage
+
+
+def load_contexts(stage: Stage, concept: str) -> ContextFeatures:
+    """Features of one concept from a finished stage."""
+    data = read_tensors(stage.folder / f"{concept}.safetensors")
+    return ContextFeatures(
+        sites={site: data[f"features.{site}"].float() for site in SITES},
+        dense={site: data[f"dense.{site}"].float() for site in SITES},
+        labels=data["labels"],
+        held_out=data["held_out"],
+    )
+
+
+def _capture(concept: ConceptPack, engine: TransformersEngine, encoder: ChatEncoder, sae: SAE) -> dict[str, Tensor]:
+    rows: dict[str, list[Tensor]] = {f"{kind}.{site}": [] for kind in ("features", "dense") for site in SITES}
+    labels, held_out = [], []
+    items = [
+        (label, held, context)
+        for label, sense in enumerate(concept.senses.values())
+        for held in (False, True)
+        for context in sense.labelled(held_out=held)
+    ]
+    chats = [encoder.encode([{"role": "user", "content": context.text}]) for _, _, context in items]
+    order = sorted(range(len(items)), key=lambda i: len(chats[i].token_ids))
+    for start in range(0, len(order), 16):
+        batch = order[start : start + 16]
+        residuals = engine.residual([chats[i].token_ids for i in batch])
+        for i, residual in zip(batch, residuals, strict=True):
+            label, held, context = items[i]
+            content = content_mask(residual)
+            features = sae.encode(residual)
+            for site in SITES:
+                tokens = site_tokens(site, chats[i].spans, 0, context.start, context.end)
+                rows[f"features.{site}"].append(pool(features, content, tokens).half())
+                picked = [t for t in tokens if content[t]]
+                dense = residual[picked].mean(0) if picked else residual.new_zeros(residual.shape[1])
+                rows[f"dense.{site}"].append(dense.half())
+            labels.append(label)
+            held_out.append(held)
+    return {name: torch.stack(parts) for name, parts in rows.items()} | {
+        "labels": torch.tensor(labels),
+        "held_out": torch.tensor(held_out),
+    }

@@ -1,0 +1,259 @@
+"""Train stage: BatchTopK dictionary learning whose cost follows k, not the width; exported as JumpReLU.
+
+BatchTopK (Bussmann et al. 2024) keeps the ``k * batch`` largest activations of a batch. Only those enter the decoder,
+so decoding and all weight gradients are sparse products; the one dense product left is the encoder's forward pass.
+Gradients are written out by hand, since automatic differentiation would make them dense. Dead latents learn to
+reconstruct the residual error (auxiliary loss, Gao et al. 2024). At the end one threshold per latent, the same for
+all, gives the wanted mean L0 on validation text: a JumpReLU SAE.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sae_runtime.build.config import BuildConfig, TrainConfig
+from sae_runtime.build.harvest import load_residual
+from sae_runtime.build.stages import Stage, stage_key
+from sae_runtime.progress import progress
+from sae_runtime.sae import JumpReLUSAE, load_sae, save_sae
+
+_CHECKPOINT_STEPS = 200
+
+
+def run_train(config: BuildConfig, harvest: Stage, sae_metadata: dict[str, str]) -> Stage:
+    """Train on the harvest's train split and save the SAE (bfloat16) in the stage's folder."""
+    stage = Stage(config.model, "train", stage_key(harvest.key, config.train.model_dump(), config.seed))
+    if stage.done:
+        return stage
+    x = load_residual(harvest, "train")["residual"]
+    trainer = Trainer(config.train, x, seed=config.seed)
+    losses = trainer.run(stage.folder / "checkpoint.pt")
+    sae = trainer.export(load_residual(harvest, "validation")["residual"].float(), sae_metadata)
+    save_sae(sae.to(dtype=torch.bfloat16), stage.folder)
+    (stage.folder / "checkpoint.pt").unlink(missing_ok=True)
+    stage.finish({"tokens_trained": trainer.step * config.train.batch_tokens, "loss": losses})
+    return stage
+
+
+def load_trained(stage: Stage) -> JumpReLUSAE:
+    """The trained SAE with its shipped (bfloat16-rounded) weights, as float32."""
+    sae = load_sae(stage.folder)
+    assert isinstance(sae, JumpReLUSAE)  # noqa: S101 (written by run_train)
+    return sae
+
+
+@dataclass
+class _Active:
+    """The kept activations of a batch as a sparse matrix ``[batch, width]`` in compressed rows.
+
+    Attributes:
+        matrix: the activations.
+        rows, columns: int64, their places in row order.
+        order: permutation that sorts the places by column.
+    """
+
+    matrix: Tensor
+    rows: Tensor
+    columns: Tensor
+    order: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> _Active:
+        """From places in row order."""
+        narrow = np.uint16 if shape[1] <= 65_536 else np.int32  # numpy sorts 16-bit keys by radix, in linear time
+        order = torch.from_numpy(np.argsort(columns.numpy().astype(narrow), kind="stable"))
+        return cls(_csr(rows, columns, values, shape), rows, columns, order)
+
+    def transposed(self, values: Tensor) -> Tensor:
+        """Sparse ``[width, batch]`` with ``values`` (given in row order) at the same places."""
+        batch, width = self.matrix.shape
+        return _csr(self.columns[self.order], self.rows[self.order], values[self.order], (width, batch))
+
+    def products(self, left: Tensor, right: Tensor) -> Tensor:
+        """``(left @ right.T)`` at these places alone, in row order; ``left`` ``[batch, d]``, ``right`` ``[width, d]``."""
+        places = _csr(self.rows, self.columns, torch.zeros(len(self.rows)), self.matrix.shape)
+        return torch.sparse.sampled_addmm(places, left, right.T).values()
+
+
+def _csr(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    starts = torch.zeros(shape[0] + 1, dtype=torch.int64)
+    starts[1:] = torch.bincount(rows, minlength=shape[0]).cumsum(0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)
+
+
+class Trainer:
+    """Trains one SAE on activations held in memory.
+
+    Args:
+        config: hyper-parameters.
+        x: activations ``[tokens, d_in]``, bfloat16.
+        seed: of initialisation and of the order of tokens.
+    """
+
+    def __init__(self, config: TrainConfig, x: Tensor, *, seed: int) -> None:
+        self.config = config
+        self.x = x
+        self.seed = seed
+        generator = torch.Generator().manual_seed(seed)
+        sample = x[torch.randperm(len(x), generator=generator)[:50_000]].float()
+        d_in = x.shape[1]
+        # Inputs are scaled to a mean squared norm of d_in while training; the scale is folded away on export.
+        self.scale = (d_in / (sample - sample.mean(0)).pow(2).sum(1).mean()).sqrt().item()
+        directions = torch.randn(config.width, d_in, generator=generator)
+        directions /= directions.norm(dim=1, keepdim=True)
+        self.w_dec = directions.clone()
+        self.w_enc = directions.clone()  # transposed, [width, d_in], like the decoder: rows are gathered and updated
+        self.b_enc = torch.zeros(config.width)
+        self.b_dec = sample.mean(0) * self.scale
+        self.parameters = [self.w_enc, self.w_dec, self.b_enc, self.b_dec]
+        self.optimiser = torch.optim.Adam(self.parameters, lr=config.learning_rate, betas=(0.9, 0.999), fused=True)
+        self.last_fired = torch.zeros(config.width, dtype=torch.int64)
+        self.threshold = 0.0
+        self.step = 0
+        self.steps = int(len(x) * config.epochs) // config.batch_tokens
+
+    def run(self, checkpoint: Path) -> list[tuple[int, float]]:
+        """Train to the end, resuming from ``checkpoint``; returns (step, FVU of the batch) every 25 steps."""
+        losses = self._resume(checkpoint)
+        size = self.config.batch_tokens
+        per_epoch = len(self.x) // size
+        order, order_epoch = torch.empty(0), -1
+        began, first = time.monotonic(), self.step
+        with progress("train", self.steps, done=self.step) as advance, torch.no_grad():
+            while self.step < self.steps:
+                epoch, place = divmod(self.step, per_epoch)
+                if epoch != order_epoch:
+                    generator = torch.Generator().manual_seed(self.seed + 1 + epoch)
+                    order, order_epoch = torch.randperm(len(self.x), generator=generator), epoch
+                fvu = self.train_step(self.x[order[place * size : (place + 1) * size]].float() * self.scale)
+                if self.step % 25 == 0:
+                    losses.append((self.step, round(fvu, 4)))
+                if self.step % _CHECKPOINT_STEPS == 0:
+                    self._save(checkpoint, losses)
+                speed = (self.step - first) * size / (time.monotonic() - began)
+                advance(1, f"FVU {fvu:.3f}, dead {self._dead().sum().item()}, {speed:.0f} tokens/s")
+        return losses
+
+    def train_step(self, x: Tensor) -> float:
+        """One update on a batch of scaled activations ``[batch, d_in]``; returns the batch's FVU."""
+        self.step += 1
+        centred = x - self.b_dec
+        pre = torch.addmm(self.b_enc, centred, self.w_enc.T).relu_()
+        active = self._batch_top_k(pre)
+        error = active.matrix @ self.w_dec + self.b_dec - x
+        variance = (x - x.mean(0)).pow(2).sum().item()
+        grad = error * (2 / variance)
+        grads = self._gradients(active, grad, centred)
+        self.last_fired[active.columns] = self.step
+        dead = self._dead().nonzero().squeeze(1)
+        if len(dead):
+            self._add_auxiliary(grads, pre, dead, centred, error, variance)
+        self._update(grads)
+        return error.pow(2).sum().item() / variance
+
+    def export(self, validation: Tensor, metadata: dict[str, str]) -> JumpReLUSAE:
+        """The JumpReLU SAE in residual-stream units, its threshold set so that mean L0 on ``validation`` is k."""
+        pre = torch.addmm(self.b_enc, validation * self.scale - self.b_dec, self.w_enc.T)
+        threshold = pre.flatten().kthvalue(pre.numel() - self.config.k * len(pre)).values
+        return JumpReLUSAE(
+            {
+                "W_enc": self.w_enc.T.contiguous(),
+                "W_dec": self.w_dec,
+                "b_enc": self.b_enc / self.scale,
+                "b_dec": self.b_dec / self.scale,
+                "threshold": torch.full((self.config.width,), threshold.item() / self.scale),
+            },
+            dict(metadata),
+        )
+
+    def _batch_top_k(self, pre: Tensor) -> _Active:
+        """The ``k * batch`` largest entries; the last step's threshold narrows the search to a few of them."""
+        wanted = self.config.k * len(pre)
+        flat = pre.flatten()
+        candidates = (flat > 0.9 * self.threshold).nonzero().squeeze(1)
+        if len(candidates) < wanted:
+            candidates = (flat > 0).nonzero().squeeze(1)
+        values = flat[candidates]
+        if len(values) > wanted:
+            cut = values.kthvalue(len(values) - wanted).values
+            keep = values > cut
+            candidates, values = candidates[keep], values[keep]
+            self.threshold = cut.item()
+        return _Active.of(candidates // pre.shape[1], candidates % pre.shape[1], values, tuple(pre.shape))
+
+    def _gradients(self, active: _Active, grad: Tensor, centred: Tensor) -> list[Tensor]:
+        """Gradients of ``w_enc, w_dec, b_enc, b_dec`` for the error gradient ``grad`` ``[batch, d_in]``."""
+        upstream = active.products(grad, self.w_dec)
+        w_enc = active.transposed(upstream) @ centred
+        w_dec = active.transposed(active.matrix.values()) @ grad
+        b_enc = torch.zeros(self.config.width).index_add_(0, active.columns, upstream)
+        b_dec = grad.sum(0) - b_enc @ self.w_enc
+        return [w_enc, w_dec, b_enc, b_dec]
+
+    def _add_auxiliary(
+        self, grads: list[Tensor], pre: Tensor, dead: Tensor, centred: Tensor, error: Tensor, variance: float
+    ) -> None:
+        """Dead latents reconstruct the error of a quarter of the batch; adds to ``grads`` in place."""
+        rows = max(1, len(pre) // 4)
+        top = pre[:rows, dead].topk(min(self.config.auxiliary_k, len(dead)), dim=1)
+        places = torch.arange(rows).repeat_interleave(top.values.shape[1])
+        columns = dead[top.indices].sort(dim=1)
+        values = top.values.gather(1, columns.indices).flatten()
+        active = _Active.of(places, columns.values.flatten(), values, (rows, self.config.width))
+        target = -error[:rows]
+        guess = active.matrix @ self.w_dec
+        scale = self.config.auxiliary_weight * 2 / max(target.pow(2).sum().item(), 1e-9)
+        extra = self._gradients(active, (guess - target) * scale, centred[:rows])
+        for grad, more in zip(grads[:3], extra[:3], strict=True):
+            grad += more
+
+    def _update(self, grads: list[Tensor]) -> None:
+        # The decoder's rows have unit norm; the part of the gradient along a row would only be undone.
+        grads[1] -= (grads[1] * self.w_dec).sum(1, keepdim=True) * self.w_dec
+        for parameter, grad in zip(self.parameters, grads, strict=True):
+            parameter.grad = grad
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.config.learning_rate * self._schedule()
+        self.optimiser.step()
+        self.w_dec /= self.w_dec.norm(dim=1, keepdim=True)
+
+    def _schedule(self) -> float:
+        warm = min(1.0, self.step / self.config.warmup_steps)
+        decay_steps = max(1.0, self.steps * self.config.decay_fraction)
+        return warm * max(0.0, min(1.0, (self.steps + 1 - self.step) / decay_steps))
+
+    def _dead(self) -> Tensor:
+        return (self.step - self.last_fired) * self.config.batch_tokens > self.config.dead_after_tokens
+
+    def _save(self, path: Path, losses: list[tuple[int, float]]) -> None:
+        state = {
+            "step": self.step,
+            "losses": losses,
+            "parameters": self.parameters,
+            "optimiser": self.optimiser.state_dict(),
+            "last_fired": self.last_fired,
+            "threshold": self.threshold,
+        }
+        partial = path.with_suffix(".partial")
+        torch.save(state, partial)
+        os.replace(partial, path)
+
+    def _resume(self, path: Path) -> list[tuple[int, float]]:
+        if not path.exists():
+            return []
+        state = torch.load(path, weights_only=True)
+        for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
+            parameter.copy_(saved)
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.last_fired, self.threshold, self.step = state["last_fired"], state["threshold"], state["step"]
+        return [(step, fvu) for step, fvu in state["losses"]]

@@ -1,0 +1,194 @@
+"""The catalog's tables (SQLAlchemy 2). Migrations in the top-level ``migrations`` folder create and upgrade them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, CheckConstraint, ForeignKey, MetaData, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+# Named constraints, so that SQLite's batch migrations can alter them.
+_NAMES = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class Base(DeclarativeBase):
+    """Root of all tables."""
+
+    metadata = MetaData(naming_convention=_NAMES)
+    type_annotation_map = {dict[str, Any]: JSON, list[str]: JSON}  # noqa: RUF012 (read by SQLAlchemy)
+
+
+class ModelRow(Base):
+    """The model whose readings the catalog holds: name and fingerprints."""
+
+    __tablename__ = "models"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    weights: Mapped[str]
+    config: Mapped[str]
+    tokenizer: Mapped[str]
+    chat_template: Mapped[str]
+
+
+class SaeRow(Base):
+    """The dictionary: the site it reads and its fingerprint."""
+
+    __tablename__ = "saes"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
+    layer: Mapped[int]
+    hook_name: Mapped[str]
+    architecture: Mapped[str]
+    d_in: Mapped[int]
+    d_sae: Mapped[int]
+    fingerprint: Mapped[str] = mapped_column(unique=True)
+    model: Mapped[ModelRow] = relationship()
+
+
+class BuildRow(Base):
+    """Provenance of a build: what went in, which versions made it, what was measured."""
+
+    __tablename__ = "builds"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    sae_id: Mapped[int] = mapped_column(ForeignKey("saes.id"))
+    created_at: Mapped[datetime]
+    config: Mapped[dict[str, Any]]
+    data: Mapped[dict[str, Any]]
+    versions: Mapped[dict[str, Any]]
+    figures: Mapped[dict[str, Any]]
+
+
+class FeatureRow(Base):
+    """One SAE latent. ``index`` counts in the full dictionary; ``density`` is the share of tokens on which it fires."""
+
+    __tablename__ = "features"
+    __table_args__ = (UniqueConstraint("sae_id", "index"), CheckConstraint("density BETWEEN 0 AND 1", name="density"))
+    id: Mapped[int] = mapped_column(primary_key=True)
+    sae_id: Mapped[int] = mapped_column(ForeignKey("saes.id"))
+    index: Mapped[int]
+    label: Mapped[str]
+    density: Mapped[float]
+    max_activation: Mapped[float]
+    examples: Mapped[list[FeatureExampleRow]] = relationship(order_by="FeatureExampleRow.activation.desc()")
+
+
+class FeatureExampleRow(Base):
+    """A stretch of corpus text on which a feature fires; ``start`` and ``end`` mark the token in it."""
+
+    __tablename__ = "feature_examples"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    feature_id: Mapped[int] = mapped_column(ForeignKey("features.id"), index=True)
+    text: Mapped[str]
+    start: Mapped[int]
+    end: Mapped[int]
+    activation: Mapped[float]
+
+
+class FeatureValidationRow(Base):
+    """How well a feature's label predicts where it fires on text that was not used to write the label."""
+
+    __tablename__ = "feature_validations"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    feature_id: Mapped[int] = mapped_column(ForeignKey("features.id"), index=True)
+    method: Mapped[str]
+    split: Mapped[str]
+    samples: Mapped[int]
+    precision: Mapped[float]
+    recall: Mapped[float]
+    balanced_accuracy: Mapped[float]
+
+
+class ConceptRow(Base):
+    """A surface form with several senses, and where and how reliably it is read.
+
+    ``site`` names the reading position. ``accuracy`` is the reading's accuracy on held-out contexts, ``text_accuracy``
+    that of the text matcher where it does not abstain. A mention is flagged when the reading gives the intended sense
+    at most ``read_below`` and the intended source gives it at least ``intended_above``.
+    """
+
+    __tablename__ = "concepts"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    slug: Mapped[str] = mapped_column(unique=True)
+    pack: Mapped[str]
+    forms: Mapped[list[str]]
+    site: Mapped[str]
+    accuracy: Mapped[float]
+    text_accuracy: Mapped[float | None]
+    read_below: Mapped[float]
+    intended_above: Mapped[float]
+    senses: Mapped[list[SenseRow]] = relationship(order_by="SenseRow.id", back_populates="concept")
+
+
+class SenseRow(Base):
+    """One meaning of a concept."""
+
+    __tablename__ = "senses"
+    __table_args__ = (UniqueConstraint("concept_id", "slug"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    concept_id: Mapped[int] = mapped_column(ForeignKey("concepts.id"))
+    slug: Mapped[str]
+    gloss: Mapped[str]
+    domains: Mapped[list[str]]
+    concept: Mapped[ConceptRow] = relationship(back_populates="senses")
+    contexts: Mapped[list[SenseContextRow]] = relationship()
+    signature: Mapped[SignatureRow] = relationship()
+    cues: Mapped[list[CueRow]] = relationship()
+    notes: Mapped[list[NoteRow]] = relationship()
+
+
+class SenseContextRow(Base):
+    """A labelled example of a sense; ``start`` and ``end`` mark the mention."""
+
+    __tablename__ = "sense_contexts"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    sense_id: Mapped[int] = mapped_column(ForeignKey("senses.id"), index=True)
+    text: Mapped[str]
+    start: Mapped[int]
+    end: Mapped[int]
+    held_out: Mapped[bool]
+
+
+class SignatureRow(Base):
+    """The sparse readout of one sense: ``logit = bias + sum(weight * feature)``, softmax over the concept's senses."""
+
+    __tablename__ = "signatures"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    sense_id: Mapped[int] = mapped_column(ForeignKey("senses.id"), unique=True)
+    bias: Mapped[float]
+    weights: Mapped[list[SignatureWeightRow]] = relationship()
+
+
+class SignatureWeightRow(Base):
+    """Weight of one feature in a signature."""
+
+    __tablename__ = "signature_weights"
+    signature_id: Mapped[int] = mapped_column(ForeignKey("signatures.id"), primary_key=True)
+    feature_id: Mapped[int] = mapped_column(ForeignKey("features.id"), primary_key=True)
+    weight: Mapped[float]
+    feature: Mapped[FeatureRow] = relationship()
+
+
+class CueRow(Base):
+    """Evidence of a word stem in the surrounding text for a sense, as log-odds (the text matcher)."""
+
+    __tablename__ = "cues"
+    sense_id: Mapped[int] = mapped_column(ForeignKey("senses.id"), primary_key=True)
+    stem: Mapped[str] = mapped_column(primary_key=True)
+    weight: Mapped[float]
+
+
+class NoteRow(Base):
+    """A note for a sense; ``{mention}`` is replaced by the prompt's own words. ``lift`` is null until measured."""
+
+    __tablename__ = "notes"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    sense_id: Mapped[int] = mapped_column(ForeignKey("senses.id"), index=True)
+    text: Mapped[str]
+    lift: Mapped[float | None]

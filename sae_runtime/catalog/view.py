@@ -1,0 +1,155 @@
+"""The part of a catalog that serving needs, loaded once into plain objects; no query runs while a prompt waits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session, selectinload
+
+from sae_runtime.catalog.store import open_catalog
+from sae_runtime.catalog.tables import (
+    BuildRow,
+    ConceptRow,
+    FeatureExampleRow,
+    FeatureRow,
+    SaeRow,
+    SenseRow,
+    SignatureRow,
+)
+from sae_runtime.errors import CatalogError
+from sae_runtime.models import ModelFingerprint
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A labelled latent; ``index`` counts in the full dictionary."""
+
+    index: int
+    label: str
+    density: float
+
+
+@dataclass(frozen=True)
+class Sense:
+    """A sense with its readouts: ``weights`` by feature index (signature), ``cues`` by word stem (text matcher)."""
+
+    slug: str
+    gloss: str
+    note: str
+    domains: frozenset[str]
+    bias: float
+    weights: dict[int, float]
+    cues: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A concept and its calibrated thresholds; see :class:`sae_runtime.catalog.tables.ConceptRow`."""
+
+    slug: str
+    pack: str
+    forms: tuple[str, ...]
+    site: str
+    accuracy: float
+    text_accuracy: float | None
+    read_below: float
+    intended_above: float
+    senses: tuple[Sense, ...]
+
+
+@dataclass(frozen=True)
+class CatalogView:
+    """Everything a detector needs: whose catalog it is, labelled features, concepts."""
+
+    model_name: str
+    model: ModelFingerprint
+    layer: int
+    sae_fingerprint: str
+    features: dict[int, Feature]
+    concepts: tuple[Concept, ...]
+    contexts_per_concept: dict[str, int]
+
+    @classmethod
+    def load(cls, location: Path | str) -> CatalogView:
+        """Read the catalog at ``location``.
+
+        Raises:
+            CatalogError: it is missing, damaged, of another revision, or empty.
+        """
+        with open_catalog(location) as session:
+            return cls._from(session, location)
+
+    @classmethod
+    def _from(cls, session: Session, location: Path | str) -> CatalogView:
+        sae = session.scalars(select(SaeRow)).first()
+        if sae is None:
+            raise CatalogError(f"The catalog {location} is empty.", "Fill it with `sensecheck build`.")
+        query = select(ConceptRow).order_by(ConceptRow.slug)
+        senses = selectinload(ConceptRow.senses)
+        query = query.options(
+            senses.selectinload(SenseRow.signature).selectinload(SignatureRow.weights),
+            senses.selectinload(SenseRow.cues),
+            senses.selectinload(SenseRow.notes),
+        )
+        features = session.scalars(select(FeatureRow)).all()
+        index_of = {row.id: row.index for row in features}
+        counts = session.execute(
+            select(ConceptRow.slug, func.count()).join(SenseRow, SenseRow.concept_id == ConceptRow.id)
+            .join(SenseRow.contexts).group_by(ConceptRow.slug)
+        )  # fmt: skip
+        return cls(
+            model_name=sae.model.name,
+            model=ModelFingerprint.model_validate(sae.model, from_attributes=True),
+            layer=sae.layer,
+            sae_fingerprint=sae.fingerprint,
+            features={row.index: Feature(row.index, row.label, row.density) for row in features},
+            concepts=tuple(_concept(row, index_of) for row in session.scalars(query)),
+            contexts_per_concept={slug: count for slug, count in counts},
+        )
+
+
+def latest_build(location: Path | str) -> BuildRow | None:
+    """Provenance of the newest build in the catalog."""
+    with open_catalog(location) as session:
+        row = session.scalars(select(BuildRow).order_by(BuildRow.id.desc())).first()
+        if row is not None:
+            session.expunge(row)
+        return row
+
+
+def feature_examples(location: Path | str, index: int, limit: int = 5) -> list[FeatureExampleRow]:
+    """Texts on which the feature ``index`` fires most."""
+    with open_catalog(location) as session:
+        query = select(FeatureExampleRow).join(FeatureRow, FeatureExampleRow.feature_id == FeatureRow.id)
+        query = query.where(FeatureRow.index == index).order_by(FeatureExampleRow.activation.desc()).limit(limit)
+        rows = list(session.scalars(query))
+        session.expunge_all()
+        return rows
+
+
+def _concept(row: ConceptRow, index_of: dict[int, int]) -> Concept:
+    return Concept(
+        slug=row.slug,
+        pack=row.pack,
+        forms=tuple(row.forms),
+        site=row.site,
+        accuracy=row.accuracy,
+        text_accuracy=row.text_accuracy,
+        read_below=row.read_below,
+        intended_above=row.intended_above,
+        senses=tuple(_sense(sense, index_of) for sense in row.senses),
+    )
+
+
+def _sense(row: SenseRow, index_of: dict[int, int]) -> Sense:
+    return Sense(
+        slug=row.slug,
+        gloss=row.gloss,
+        note=row.notes[0].text,
+        domains=frozenset(row.domains),
+        bias=row.signature.bias,
+        weights={index_of[weight.feature_id]: weight.weight for weight in row.signature.weights},
+        cues={cue.stem: cue.weight for cue in row.cues},
+    )

@@ -1,0 +1,1 @@
+"""Engines that capture a model's residual stream for a prompt."""

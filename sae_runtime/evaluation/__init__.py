@@ -1,0 +1,1 @@
+"""Measuring flags: prompts with planted senses and the figures drawn from them."""

@@ -1,0 +1,92 @@
+"""Fingerprints that bind readings to the exact model they were made for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors import safe_open
+
+from sae_runtime.errors import ModelError
+from sae_runtime.paths import cache_dir
+
+# Settings that change activations; everything else in config.json (versions, dtype, cache flags) does not.
+_CONFIG_KEYS = (
+    "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
+    "vocab_size", "hidden_act", "rms_norm_eps", "tie_word_embeddings", "sliding_window",
+)  # fmt: skip
+
+
+class ModelFingerprint(BaseModel):
+    """SHA-256 of what determines a model's activations for given messages (first 16 hex digits each)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    weights: str
+    config: str
+    tokenizer: str
+    chat_template: str
+
+    def differences(self, other: ModelFingerprint) -> list[str]:
+        """Names of the parts that differ."""
+        mine, theirs = self.model_dump(), other.model_dump()
+        return [name for name in mine if mine[name] != theirs[name]]
+
+
+def digest(data: bytes) -> str:
+    """First 16 hex digits of the SHA-256 of ``data``."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def fingerprint_model(folder: Path) -> ModelFingerprint:
+    """Fingerprint of the model in ``folder``.
+
+    Weights are hashed tensor by tensor (name, dtype, shape, bytes), so that the split into files and the order inside
+    them do not matter. The result is cached by the files' sizes and modification times.
+
+    Raises:
+        ModelError: the folder has no safetensors weights, or a file is damaged.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{folder} has no safetensors weights.", "Only safetensors models are opened; convert it first.")
+    stamp = digest(json.dumps([(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]).encode())
+    cached = cache_dir() / "fingerprints" / f"{stamp}.json"
+    if cached.exists():
+        return ModelFingerprint.model_validate_json(cached.read_text("utf-8"))
+    result = _compute(folder, files)
+    cached.parent.mkdir(exist_ok=True)
+    partial = cached.with_suffix(".partial")
+    partial.write_text(result.model_dump_json(), "utf-8")
+    partial.replace(cached)
+    return result
+
+
+def _compute(folder: Path, files: list[Path]) -> ModelFingerprint:
+    from transformers import AutoTokenizer
+
+    tensors: dict[str, str] = {}
+    try:
+        for file in files:
+            with safe_open(file, "pt") as weights:
+                for name in weights.keys():  # noqa: SIM118 (safe_open is no mapping)
+                    tensor = weights.get_tensor(name)
+                    raw = tensor.contiguous().view(-1).view(torch.uint8).numpy()
+                    tensors[name] = f"{tensor.dtype}{tuple(tensor.shape)}{hashlib.sha256(raw).hexdigest()}"
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # safetensors raises its own exception class for damaged files
+        raise ModelError(f"The model in {folder} is damaged: {error}.", "Delete the folder and fetch it again.") from error
+    rope = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta")}
+    settings = {key: config.get(key) for key in _CONFIG_KEYS} | {"rope_theta": rope.get("rope_theta")}
+    return ModelFingerprint(
+        weights=digest(json.dumps(sorted(tensors.items())).encode()),
+        config=digest(json.dumps(settings, sort_keys=True).encode()),
+        tokenizer=digest(json.dumps(sorted(tokenizer.get_vocab().items())).encode()),
+        chat_template=digest((tokenizer.chat_template or "").encode()),
+    )
+

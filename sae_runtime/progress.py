@@ -1,0 +1,40 @@
+"""Progress bars with throughput and time left, on standard error so that ``--json`` output stays clean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+console = Console(stderr=True)
+
+
+class Advance(Protocol):
+    """Reports ``amount`` more units of finished work, with an optional short status text."""
+
+    def __call__(self, amount: float, status: str = "") -> None:
+        """Add ``amount`` to the finished work and show ``status`` behind the bar."""
+
+
+@contextmanager
+def progress(title: str, total: float, *, done: float = 0, as_bytes: bool = False) -> Iterator[Advance]:
+    """Show one bar while the block runs; yields the function that advances it.
+
+    Args:
+        title: what is being done.
+        total: units of work in all.
+        done: units finished by an earlier, interrupted run.
+        as_bytes: print the amounts as MB and GB instead of a count.
+    """
+    amounts = DownloadColumn() if as_bytes else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), amounts, TimeRemainingColumn(), TextColumn("{task.fields[status]}"))
+    with Progress(*columns, console=console) as bars:
+        task = bars.add_task(title, total=total, completed=done, status="")
+
+        def advance(amount: float, status: str = "") -> None:
+            bars.update(task, advance=amount, status=status)
+
+        yield advance

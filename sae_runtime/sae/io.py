@@ -1,0 +1,76 @@
+"""SAELens' on-disk format (version 6): ``cfg.json`` beside ``sae_weights.safetensors``. No pickle is ever read."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from sae_runtime.errors import ArtefactError
+from sae_runtime.paths import SAE_CONFIG_FILE, SAE_WEIGHTS_FILE
+from sae_runtime.sae.types import SAE, JumpReLUSAE, ReLUSAE, TopKSAE
+
+_TYPES: dict[str, type[SAE]] = {cls.architecture: cls for cls in (ReLUSAE, JumpReLUSAE, TopKSAE)}
+_FORMAT_VERSION = "6.0.0"
+
+
+def save_sae(sae: SAE, folder: Path) -> None:
+    """Write ``sae`` to ``folder``; each file appears only when complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dtypes = {tensor.dtype for tensor in sae.weights.values()}
+    config: dict[str, Any] = {
+        "architecture": sae.architecture,
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "dtype": str(next(iter(dtypes))).removeprefix("torch."),
+        "device": "cpu",
+        "apply_b_dec_to_input": sae.apply_b_dec_to_input,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {"sae_lens_version": _FORMAT_VERSION, **sae.metadata},
+        **sae.config(),
+    }
+    weights = folder / f".{SAE_WEIGHTS_FILE}.partial"
+    save_file({name: tensor.contiguous().cpu() for name, tensor in sae.weights.items()}, weights)
+    text = folder / f".{SAE_CONFIG_FILE}.partial"
+    text.write_text(json.dumps(config, indent=1) + "\n", "utf-8")
+    os.replace(weights, folder / SAE_WEIGHTS_FILE)
+    os.replace(text, folder / SAE_CONFIG_FILE)
+
+
+def load_sae(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> SAE:
+    """Read the SAE in ``folder`` onto ``device`` in ``dtype``.
+
+    Raises:
+        ArtefactError: a file is missing or damaged, or the SAE is of a kind that is not supported.
+    """
+    remedy = "Restore the folder, or rebuild it with `sensecheck build`."
+    try:
+        config = json.loads((folder / SAE_CONFIG_FILE).read_text("utf-8"))
+        weights = load_file(folder / SAE_WEIGHTS_FILE, device=device)
+    except FileNotFoundError as error:
+        raise ArtefactError(f"There is no SAE in {folder}: {Path(error.filename or folder).name} is missing.", remedy) from error
+    except Exception as error:  # json and safetensors raise different classes for damaged files
+        raise ArtefactError(f"The SAE in {folder} is damaged: {error}.", remedy) from error
+    architecture = config.get("architecture")
+    if architecture not in _TYPES:
+        raise ArtefactError(f"SAE architecture '{architecture}' is not supported.", f"Supported: {', '.join(_TYPES)}.")
+    for option in ("normalize_activations", "reshape_activations"):
+        if config.get(option, "none") != "none":
+            raise ArtefactError(
+                f"The SAE in {folder} uses {option}={config[option]!r}.", "Fold the scaling into its weights first."
+            )
+    if config.get("rescale_acts_by_decoder_norm"):
+        raise ArtefactError(f"The SAE in {folder} rescales by decoder norms.", "Fold the norms into its weights first.")
+    options: dict[str, Any] = {"apply_b_dec_to_input": config.get("apply_b_dec_to_input", True)}
+    if architecture == "topk":
+        options["k"] = config["k"]
+    weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
+    sae = _TYPES[architecture](weights, config.get("metadata", {}), **options)
+    if len(sae.latents) != sae.d_sae:
+        raise ArtefactError(f"The SAE in {folder} lists {len(sae.latents)} latents and holds {sae.d_sae}.", remedy)
+    return sae

@@ -1,0 +1,178 @@
+"""The SAE types. All share one affine encoder and decoder and differ only in the activation between them.
+
+::
+
+    f = activation((x - b_dec) @ W_enc + b_enc)        x_hat = f @ W_dec + b_dec
+
+Shapes: ``x`` ``[n, d_in]``, ``f`` ``[n, d_sae]``, ``W_enc`` ``[d_in, d_sae]``, ``W_dec`` ``[d_sae, d_in]``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sae_runtime.errors import InputError
+
+
+class SAE(ABC):
+    """An SAE's weights, on one device and in one dtype.
+
+    Args:
+        weights: ``W_enc``, ``W_dec``, ``b_enc``, ``b_dec`` and what the type adds.
+        metadata: ``model_name``, ``hook_name`` and whatever else stands in the file's ``metadata``.
+        apply_b_dec_to_input: subtract ``b_dec`` before encoding.
+    """
+
+    architecture: ClassVar[str]
+    extra_weights: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self, weights: dict[str, Tensor], metadata: dict[str, Any] | None = None, *, apply_b_dec_to_input: bool = True
+    ) -> None:
+        self.weights = weights
+        self.metadata = metadata or {}
+        self.apply_b_dec_to_input = apply_b_dec_to_input
+        names = ("W_enc", "W_dec", "b_enc", "b_dec", *self.extra_weights)
+        if missing := [name for name in names if name not in weights]:
+            raise InputError(f"The {self.architecture} SAE lacks the weights {missing}.", "Check the file's architecture.")
+        d_in, d_sae = weights["W_enc"].shape
+        expected = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_enc": (d_sae,), "b_dec": (d_in,), "threshold": (d_sae,)}
+        for name in names:
+            if tuple(weights[name].shape) != expected[name]:
+                raise InputError(f"SAE weight {name} has shape {tuple(weights[name].shape)}, expected {expected[name]}.")
+
+    @property
+    def d_in(self) -> int:
+        """Width of the residual stream."""
+        return self.weights["W_enc"].shape[0]
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents held in this file."""
+        return self.weights["W_enc"].shape[1]
+
+    @property
+    def latents(self) -> list[int]:
+        """Index in the full dictionary of each latent held here (a file may hold the catalogued ones alone)."""
+        return self.metadata.get("sensecheck_latents") or list(range(self.d_sae))
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> SAE:
+        """The same SAE on another device or in another dtype."""
+        moved = {name: tensor.to(device=device, dtype=dtype) for name, tensor in self.weights.items()}
+        return self._like(moved, self.metadata)
+
+    def encode(self, x: Tensor, columns: Tensor | None = None) -> Tensor:
+        """Latent activations of ``x``.
+
+        Args:
+            x: ``[n, d_in]``, any float dtype; computed in the SAE's dtype on its device.
+            columns: int64 ``[m]``; encode these latents only (positions in this file). Exact for types whose latents
+                are independent, at m/d_sae of the cost.
+
+        Returns:
+            ``[n, d_sae]`` or ``[n, m]``.
+
+        Raises:
+            InputError: ``x`` has another width, or the type cannot encode a subset.
+        """
+        if x.shape[-1] != self.d_in:
+            raise InputError(f"Activations of width {x.shape[-1]} do not fit an SAE of width {self.d_in}.")
+        return self._activate(self.pre_activations(x, columns), columns)
+
+    def pre_activations(self, x: Tensor, columns: Tensor | None = None) -> Tensor:
+        """What the activation function sees, same shapes as :meth:`encode`."""
+        w_enc, b_enc = self.weights["W_enc"], self.weights["b_enc"]
+        if columns is not None:
+            w_enc, b_enc = w_enc[:, columns], b_enc[columns]
+        x = x.to(w_enc)
+        if self.apply_b_dec_to_input:
+            x = x - self.weights["b_dec"]
+        return x @ w_enc + b_enc
+
+    def decode(self, features: Tensor) -> Tensor:
+        """Reconstruction ``[n, d_in]`` of ``features`` ``[n, d_sae]``."""
+        return features @ self.weights["W_dec"] + self.weights["b_dec"]
+
+    def config(self) -> dict[str, Any]:
+        """Entries of ``cfg.json`` that belong to the type."""
+        return {}
+
+    def _like(self, weights: dict[str, Tensor], metadata: dict[str, Any]) -> SAE:
+        return type(self)(weights, metadata, apply_b_dec_to_input=self.apply_b_dec_to_input)
+
+    @abstractmethod
+    def _activate(self, pre: Tensor, columns: Tensor | None) -> Tensor: ...
+
+
+class ReLUSAE(SAE):
+    """The standard SAE (Bricken et al. 2023)."""
+
+    architecture = "standard"
+
+    def _activate(self, pre: Tensor, columns: Tensor | None) -> Tensor:
+        return pre.relu()
+
+
+class JumpReLUSAE(SAE):
+    """One threshold per latent (Rajamanoharan et al. 2024): a latent passes unchanged above it, else it is zero."""
+
+    architecture = "jumprelu"
+    extra_weights = ("threshold",)
+
+    def _activate(self, pre: Tensor, columns: Tensor | None) -> Tensor:
+        threshold = self.weights["threshold"] if columns is None else self.weights["threshold"][columns]
+        return torch.where(pre > threshold, pre, 0).relu()
+
+    def subset(self, columns: list[int]) -> JumpReLUSAE:
+        """An SAE that holds the latents ``columns`` alone; exact, since latents do not influence each other."""
+        at = torch.tensor(columns)
+        picked = {
+            "W_enc": self.weights["W_enc"][:, at],
+            "W_dec": self.weights["W_dec"][at],
+            "b_dec": self.weights["b_dec"],
+            "b_enc": self.weights["b_enc"][at],
+            "threshold": self.weights["threshold"][at],
+        }
+        full = self.latents
+        metadata = self.metadata | {"sensecheck_latents": [full[column] for column in columns]}
+        metadata.setdefault("sensecheck_full_d_sae", self.d_sae)
+        return JumpReLUSAE(picked, metadata, apply_b_dec_to_input=self.apply_b_dec_to_input)
+
+
+class TopKSAE(SAE):
+    """The ``k`` largest latents of each token (Gao et al. 2024)."""
+
+    architecture = "topk"
+
+    def __init__(
+        self,
+        weights: dict[str, Tensor],
+        metadata: dict[str, Any] | None = None,
+        *,
+        k: int,
+        apply_b_dec_to_input: bool = True,
+    ) -> None:
+        super().__init__(weights, metadata, apply_b_dec_to_input=apply_b_dec_to_input)
+        if not 0 < k <= self.d_sae:
+            raise InputError(f"TopK needs 1 <= k <= {self.d_sae}, got k = {k}.")
+        self.k = k
+
+    def _like(self, weights: dict[str, Tensor], metadata: dict[str, Any]) -> SAE:
+        return TopKSAE(weights, metadata, k=self.k, apply_b_dec_to_input=self.apply_b_dec_to_input)
+
+    def config(self) -> dict[str, Any]:
+        """Adds ``k``."""
+        return {"k": self.k}
+
+    def encode(self, x: Tensor, columns: Tensor | None = None) -> Tensor:
+        """See :meth:`SAE.encode`; which latents win depends on all of them, so all are computed first."""
+        features = super().encode(x)
+        return features if columns is None else features[:, columns]
+
+    def _activate(self, pre: Tensor, columns: Tensor | None) -> Tensor:
+        top = pre.relu().topk(self.k, dim=-1)
+        return torch.zeros_like(pre).scatter_(-1, top.indices, top.values)
