@@ -14,7 +14,8 @@
     │   └── FingerprintError    it belongs to another model, tokenizer, template, layer or SAE
     ├── EngineError             activations could not be captured
     ├── ServerError             the model server cannot start, answer or be reached
-    └── InspectionTimeout       the reading missed its deadline
+    ├── InspectionTimeout       the reading missed its deadline
+    └── CircuitOpenError        readings failed repeatedly and are suspended for a while
 
 Each message names the input at fault; ``remedy`` says what to do about it. Commands print both and exit with code 2.
 """
@@ -85,3 +86,7 @@ class ServerError(SensecheckError):
 
 class InspectionTimeout(SensecheckError):
     """The reading missed its deadline."""
+
+
+class CircuitOpenError(SensecheckError):
+    """Readings failed repeatedly and are suspended for a while."""

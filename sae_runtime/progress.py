@@ -30,7 +30,13 @@ def progress(title: str, total: float, *, done: float = 0, as_bytes: bool = Fals
         as_bytes: print the amounts as MB and GB instead of a count.
     """
     amounts = DownloadColumn() if as_bytes else MofNCompleteColumn()
-    columns = (TextColumn("{task.description}"), BarColumn(), amounts, TimeRemainingColumn(), TextColumn("{task.fields[status]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        amounts,
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+    )
     with Progress(*columns, console=console) as bars:
         task = bars.add_task(title, total=total, completed=done, status="")
 

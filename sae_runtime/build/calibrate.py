@@ -41,7 +41,13 @@ def choose_thresholds(judged: list[Judged]) -> tuple[float, float, dict[str, flo
     for read_below, intended_above in product(_READ_BELOW, _INTENDED_ABOVE):
         figures = flag_figures(judged, read_below, intended_above)
         allowed = figures["false_flag_rate_plain"] <= MAX_FALSE_FLAGS
-        rank = (float(allowed), figures["recall"] if allowed else 0.0, figures["precision"], -read_below, intended_above)
+        rank = (
+            float(allowed),
+            figures["recall"] if allowed else 0.0,
+            figures["precision"],
+            -read_below,
+            intended_above,
+        )
         if best is None or rank > best[0]:
             best = (rank, read_below, intended_above, figures)
     assert best is not None  # noqa: S101 (the grids are not empty)

@@ -103,6 +103,7 @@ class BuildConfig(_Strict):
     model: str
     layer: int
     seed: int = 0
+    source: str = Field(default="CONFIG.yaml", exclude=True)
     corpus: CorpusConfig
     harvest_batch_tokens: int = 4096
     train: TrainConfig
@@ -122,11 +123,16 @@ def load_config(value: str, *, corpus_root: Path | None = None) -> BuildConfig:
         path = Path(value)
     if not path.is_file():
         names = ", ".join(sorted(p.stem for p in _CONFIGS.glob("*.yaml")))
-        raise InputError(f"There is no build configuration '{value}'.", f"Use one of {names}, or a YAML file like them.")
+        raise InputError(
+            f"There is no build configuration '{value}'.", f"Use one of {names}, or a YAML file like them."
+        )
     try:
         config = BuildConfig.model_validate(yaml.safe_load(path.read_text("utf-8")))
     except (yaml.YAMLError, ValidationError) as error:
-        raise InputError(f"The build configuration {path} is wrong: {error}", "Compare it with a packaged one.") from error
+        raise InputError(
+            f"The build configuration {path} is wrong: {error}", "Compare it with a packaged one."
+        ) from error
+    config.source = value
     root = corpus_root or os.environ.get("SENSECHECK_CORPUS")
     if root:
         config.corpus.root = Path(root)

@@ -40,7 +40,7 @@ def run_contexts(
 ) -> Stage:
     """Read every labelled context as a user message; one file per concept, so that an interrupted run resumes."""
     concepts = [concept for group in packs.values() for concept in group]
-    texts = [[s.contexts, s.held_out] for concept in concepts for s in concept.senses.values()]
+    texts = [[c.concept, s.contexts, s.held_out] for c in concepts for s in c.senses.values()]
     stage = Stage(config.model, "contexts", stage_key(train.key, texts, SITES))
     if stage.done:
         return stage

@@ -140,7 +140,11 @@ def _dialogues(source: DialogueSource, path: Path) -> Iterator[list[ChatMessage]
         for line in block.splitlines():
             speaker, _, text = line.partition(":")
             role = roles.get(speaker.strip())
-            if role and text.strip() and (not messages or messages[-1]["role"] != role):
+            if not role or not text.strip():
+                continue
+            if messages and messages[-1]["role"] == role:
+                messages[-1]["content"] += "\n" + text.strip()
+            else:
                 messages.append({"role": role, "content": text.strip()})
         if messages and messages[0]["role"] == "assistant":
             messages = messages[1:]
@@ -150,10 +154,18 @@ def _dialogues(source: DialogueSource, path: Path) -> Iterator[list[ChatMessage]
 
 def _records(source: RecordSource, path: Path) -> Iterator[list[ChatMessage]]:
     text = path.read_text("utf-8")
-    records: list[dict[str, Any]] = json.loads(text) if path.suffix == ".json" else [json.loads(x) for x in text.splitlines()]
-    for record in records:
-        user = _SPECIAL.sub("", source.user.format_map(record)).strip()
-        assistant = _SPECIAL.sub("", source.assistant.format_map(record)).strip()
+    lines = [text] if path.suffix == ".json" else [line for line in text.split("\n") if line.strip()]
+    try:
+        records: list[dict[str, Any]] = (
+            json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in lines]
+        )
+        pairs = [(source.user.format_map(record), source.assistant.format_map(record)) for record in records]
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"Corpus source '{source.name}': {path} cannot be read: {error!r}.", "Check file and fields."
+        ) from error
+    for request, answer in pairs:
+        user, assistant = _SPECIAL.sub("", request).strip(), _SPECIAL.sub("", answer).strip()
         if user and assistant:
             yield [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
 

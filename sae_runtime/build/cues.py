@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
 from sae_runtime.catalog.packs import ConceptPack
 from sae_runtime.detector.context import context_stems, stem
 
@@ -16,21 +18,7 @@ _CUE_COUNT = 4.0  # a listed cue weighs as much as this many contexts that conta
 _SMOOTHING = 0.5
 _MIN_WEIGHT = 0.4
 # Words that carry grammar rather than topic. Contexts are few, so their chance imbalances would pass for evidence.
-_FUNCTION_WORDS = frozenset(
-    stem(word)
-    for word in (
-        "a about above after again all also always am an and any are as ask at away back be because been before being best "
-        "better both but by can can't come could couldn't did didn't do does doesn't doing don't down each even every few "
-        "find first for from get give go good got great had has have having he help her here hers him his how i i'd i'll "
-        "i'm i've if in into is isn't it it's its just keep kind know last later let like little long look made make many "
-        "may me might more most much must my near need never new next no nor not now of off often old on once one only or "
-        "other our out over own people please put quite rather really right said same say see seem seems she should since "
-        "so some someone something still such take tell than that that's the their them then there these they thing this "
-        "those three through to today together told too two under until up us use used using very want was wasn't way we "
-        "well went were what when where whether which while who whole whose why will with without won't work would year yet "
-        "you you'd you're your"
-    ).split()
-)
+_FUNCTION_WORDS = frozenset(stem(word) for word in ENGLISH_STOP_WORDS)
 
 
 def fit_cues(concept: ConceptPack) -> dict[str, dict[str, float]]:

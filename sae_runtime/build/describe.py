@@ -56,14 +56,18 @@ def run_describe(config: BuildConfig, corpus: Stage, harvest: Stage, train: Stag
     sequences = load_sequences(corpus, "train")
     described = [_describe(index, seen, unseen, explain, score, sequences, tokenizer) for index in range(sae.d_sae)]
     write_text(stage.folder / "features.jsonl", "".join(_line(item) for item in described))
-    stage.finish({"features": len(described), "explain_tokens": len(explain["token"]), "score_tokens": len(score["token"])})
+    stage.finish(
+        {"features": len(described), "explain_tokens": len(explain["token"]), "score_tokens": len(score["token"])}
+    )
     return stage
 
 
 def load_descriptions(stage: Stage) -> list[Description]:
     """Descriptions from a finished stage, by latent index."""
 
-    return [Description(**json.loads(line)) for line in (stage.folder / "features.jsonl").read_text("utf-8").splitlines()]
+    return [
+        Description(**json.loads(line)) for line in (stage.folder / "features.jsonl").read_text("utf-8").splitlines()
+    ]
 
 
 def _line(item: Description) -> str:

@@ -71,7 +71,9 @@ def _shards(sequences: list[list[int]]) -> list[list[tuple[int, list[int]]]]:
     return [sorted(shard, key=lambda item: len(item[1])) for shard in shards]
 
 
-def _capture(engine: TransformersEngine, rows: list[tuple[int, list[int]]], batch_tokens: int) -> dict[str, torch.Tensor]:
+def _capture(
+    engine: TransformersEngine, rows: list[tuple[int, list[int]]], batch_tokens: int
+) -> dict[str, torch.Tensor]:
     kept: dict[str, list[torch.Tensor]] = {"residual": [], "token": [], "sequence": [], "position": []}
     for batch in _batches(rows, batch_tokens):
         for (index, ids), residual in zip(batch, engine.residual([ids for _, ids in batch]), strict=True):

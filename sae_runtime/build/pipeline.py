@@ -1,4 +1,9 @@
-"""The whole build in order. Every stage is skipped when it ended before with the same inputs, and resumes when killed."""
+"""The whole build in order.
+
+A stage that ended before with the same inputs is skipped. A killed build goes on where it was: harvest with the first
+missing shard, training with its last checkpoint, contexts with the first missing concept; the short stages start again.
+Fitting the concepts and publishing take a minute or two and always run.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from threadpoolctl import threadpool_limits
 
 from sae_runtime.build.config import BuildConfig
 from sae_runtime.build.contexts import load_contexts, run_contexts
@@ -13,7 +19,7 @@ from sae_runtime.build.corpus import load_sequences, run_corpus
 from sae_runtime.build.describe import load_descriptions, run_describe
 from sae_runtime.build.harvest import load_residual, run_harvest
 from sae_runtime.build.metrics import cross_entropy_figures, dead_fraction, reconstruction_figures
-from sae_runtime.build.publish import Built, publish
+from sae_runtime.build.publish import Built, check_target, publish
 from sae_runtime.build.signatures import Signature, fit_signature
 from sae_runtime.build.stages import Stage, stage_key
 from sae_runtime.build.train import load_trained, run_train
@@ -54,6 +60,7 @@ def run_build(config: BuildConfig, *, out: Path | None = None, until: str = "pub
 
 def _run(config: BuildConfig, out: Path | None, until: str) -> dict[str, Any] | None:
     model = resolve_model(config.model)
+    check_target((out or artefacts_for(model.name)).resolve())
     encoder = ChatEncoder(model.path)
     last = STAGES.index(until)
     corpus = run_corpus(config, encoder)
@@ -88,10 +95,13 @@ def fit_signatures(config: BuildConfig, contexts: Stage, packs: dict[str, list[C
     """Signatures of all concepts by slug."""
     concepts = [concept for group in packs.values() for concept in group]
     signatures = {}
-    with progress("concepts", len(concepts)) as advance:
+    # Thousands of tiny regressions: threads would only wait for each other.
+    with threadpool_limits(1), progress("concepts", len(concepts)) as advance:
         for concept in concepts:
             data = load_contexts(contexts, concept.concept)
-            signatures[concept.concept] = fit_signature(data, max_features=config.concepts.max_features, seed=config.seed)
+            signatures[concept.concept] = fit_signature(
+                data, max_features=config.concepts.max_features, seed=config.seed
+            )
             advance(1, concept.concept)
     return signatures
 

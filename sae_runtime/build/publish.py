@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 from collections.abc import Mapping
@@ -40,9 +39,10 @@ from sae_runtime.catalog.tables import (
     SignatureWeightRow,
 )
 from sae_runtime.detector.inspector import Inspector
+from sae_runtime.errors import InputError
 from sae_runtime.evaluation.prompts import calibration_prompts
 from sae_runtime.models import ResolvedModel, fingerprint_model
-from sae_runtime.paths import CARD_FILE, CATALOG_FILE
+from sae_runtime.paths import CARD_FILE, CATALOG_FILE, SAE_CONFIG_FILE, SAE_WEIGHTS_FILE
 from sae_runtime.progress import progress
 from sae_runtime.sae import JumpReLUSAE, save_sae
 from sae_runtime.sae.fingerprint import fingerprint_sae
@@ -63,6 +63,8 @@ class Built:
 
 def publish(config: BuildConfig, built: Built, target: Path) -> dict[str, Any]:
     """Write SAE subset, catalog and card to ``target``, replacing what stood there; returns the card."""
+    target = target.resolve()
+    check_target(target)
     staging = target.with_name(f".{target.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
@@ -88,6 +90,19 @@ def publish(config: BuildConfig, built: Built, target: Path) -> dict[str, Any]:
     (staging / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n", "utf-8")
     _replace_folder(staging, target)
     return card
+
+
+def check_target(target: Path) -> None:
+    """Refuse to replace a folder that holds anything but artefacts.
+
+    Raises:
+        InputError: it does.
+    """
+    if not target.exists():
+        return
+    ours = {SAE_CONFIG_FILE, SAE_WEIGHTS_FILE, CATALOG_FILE, CARD_FILE}
+    if not target.is_dir() or {path.name for path in target.iterdir()} - ours:
+        raise InputError(f"{target} holds other files; publishing would replace them.", "Name a new folder with --out.")
 
 
 def _catalogued_latents(built: Built, wanted: int) -> list[int]:
@@ -199,13 +214,19 @@ def _calibrate(model: ResolvedModel, staging: Path) -> dict[str, Any]:
     engine = catalog_engine(staging / CATALOG_FILE, writable=True)
     with Session(engine) as session, session.begin():
         trusted_rows = ConceptRow.accuracy >= MIN_READ_ACCURACY
-        session.execute(update(ConceptRow).where(trusted_rows).values(read_below=read_below, intended_above=intended_above))
+        session.execute(
+            update(ConceptRow).where(trusted_rows).values(read_below=read_below, intended_above=intended_above)
+        )
     engine.dispose()
     figures = {name: round(value, 4) for name, value in figures.items()}
-    return {"calibration": {"read_below": read_below, "intended_above": intended_above, "prompts": len(judged), **figures}}
+    return {
+        "calibration": {"read_below": read_below, "intended_above": intended_above, "prompts": len(judged), **figures}
+    }
 
 
-def _card(config: BuildConfig, built: Built, figures: Mapping[str, Any], shipped: int, fingerprint: str) -> dict[str, Any]:
+def _card(
+    config: BuildConfig, built: Built, figures: Mapping[str, Any], shipped: int, fingerprint: str
+) -> dict[str, Any]:
     senses = sum(len(concept.senses) for concepts in built.packs.values() for concept in concepts)
     return {
         "model": built.model.name,
@@ -222,7 +243,7 @@ def _card(config: BuildConfig, built: Built, figures: Mapping[str, Any], shipped
         "fingerprint": fingerprint,
         "licence": "Apache-2.0",
         "data": built.data,
-        "command": f"sensecheck build {config.model} --corpus PATH",
+        "command": f"sensecheck build {config.source} --corpus PATH",
     }
 
 
@@ -240,6 +261,6 @@ def _replace_folder(staging: Path, target: Path) -> None:
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
-        os.replace(target, old)
-    os.replace(staging, target)
+        target.replace(old)
+    staging.replace(target)
     shutil.rmtree(old, ignore_errors=True)

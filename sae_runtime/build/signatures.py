@@ -117,7 +117,9 @@ def _log_likelihood(scores: Array, labels: NDArray[np.int64], factor: float) -> 
 
 def _temperature(scores: Array, labels: NDArray[np.int64]) -> float:
     """The factor (inverse temperature) that makes out-of-fold scores most likely, within sane bounds."""
-    result = minimize_scalar(lambda log: -_log_likelihood(scores, labels, np.exp(log)), bounds=(-1.5, 1.5), method="bounded")
+    result = minimize_scalar(
+        lambda log: -_log_likelihood(scores, labels, np.exp(log)), bounds=(-1.5, 1.5), method="bounded"
+    )
     return float(np.exp(result.x))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,14 +50,14 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` to a temporary file, then rename."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, "utf-8")
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write ``tensors`` as safetensors to a temporary file, then rename."""
     partial = path.with_name(f".{path.name}.partial")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

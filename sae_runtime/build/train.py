@@ -9,7 +9,7 @@ all, gives the wanted mean L0 on validation text: a JumpReLU SAE.
 
 from __future__ import annotations
 
-import os
+import json
 import time
 import warnings
 from dataclasses import dataclass
@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from sae_runtime.build.config import BuildConfig, TrainConfig
 from sae_runtime.build.harvest import load_residual
-from sae_runtime.build.stages import Stage, stage_key
+from sae_runtime.build.stages import Stage, read_tensors, stage_key, write_tensors
 from sae_runtime.progress import progress
 from sae_runtime.sae import JumpReLUSAE, load_sae, save_sae
 
@@ -35,10 +36,10 @@ def run_train(config: BuildConfig, harvest: Stage, sae_metadata: dict[str, str])
         return stage
     x = load_residual(harvest, "train")["residual"]
     trainer = Trainer(config.train, x, seed=config.seed)
-    losses = trainer.run(stage.folder / "checkpoint.pt")
+    losses = trainer.run(stage.folder / "checkpoint.safetensors")
     sae = trainer.export(load_residual(harvest, "validation")["residual"].float(), sae_metadata)
     save_sae(sae.to(dtype=torch.bfloat16), stage.folder)
-    (stage.folder / "checkpoint.pt").unlink(missing_ok=True)
+    (stage.folder / "checkpoint.safetensors").unlink(missing_ok=True)
     stage.finish({"tokens_trained": trainer.step * config.train.batch_tokens, "loss": losses})
     return stage
 
@@ -236,24 +237,23 @@ class Trainer:
         return (self.step - self.last_fired) * self.config.batch_tokens > self.config.dead_after_tokens
 
     def _save(self, path: Path, losses: list[tuple[int, float]]) -> None:
-        state = {
-            "step": self.step,
-            "losses": losses,
-            "parameters": self.parameters,
-            "optimiser": self.optimiser.state_dict(),
-            "last_fired": self.last_fired,
-            "threshold": self.threshold,
-        }
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, path)
+        tensors = {"last_fired": self.last_fired}
+        for number, parameter in enumerate(self.parameters):
+            tensors[f"parameter.{number}"] = parameter
+            for name, value in self.optimiser.state[parameter].items():
+                tensors[f"{name}.{number}"] = value
+        state = {"step": self.step, "threshold": self.threshold, "losses": losses}
+        write_tensors(path, tensors, {"state": json.dumps(state)})
 
     def _resume(self, path: Path) -> list[tuple[int, float]]:
         if not path.exists():
             return []
-        state = torch.load(path, weights_only=True)
-        for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
-            parameter.copy_(saved)
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.last_fired, self.threshold, self.step = state["last_fired"], state["threshold"], state["step"]
+        tensors = read_tensors(path)
+        with safe_open(path, "pt") as file:
+            state = json.loads(file.metadata()["state"])
+        for number, parameter in enumerate(self.parameters):
+            parameter.copy_(tensors[f"parameter.{number}"])
+            for name in ("step", "exp_avg", "exp_avg_sq"):
+                self.optimiser.state[parameter][name] = tensors[f"{name}.{number}"]
+        self.last_fired, self.threshold, self.step = tensors["last_fired"], state["threshold"], state["step"]
         return [(step, fvu) for step, fvu in state["losses"]]

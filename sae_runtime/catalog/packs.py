@@ -70,7 +70,9 @@ class SensePack(BaseModel):
     def _enough_contexts(self) -> SensePack:
         total = len(self.contexts) + len(self.held_out)
         if total < MIN_CONTEXTS or len(self.held_out) * 4 < total:
-            raise ValueError(f"needs {MIN_CONTEXTS} contexts, a quarter held out; has {total}, {len(self.held_out)} held out")
+            raise ValueError(
+                f"needs {MIN_CONTEXTS} contexts, a quarter held out; has {total}, {len(self.held_out)} held out"
+            )
         return self
 
     def labelled(self, *, held_out: bool) -> list[LabelledContext]:
@@ -118,10 +120,19 @@ def load_packs(names: list[str] | None = None, folder: Path = PACKS) -> dict[str
     wanted = names if names is not None else sorted(path.name for path in folder.iterdir() if path.is_dir())
     packs = {name: [load_concept(path) for path in sorted((folder / name).glob("*.yaml"))] for name in wanted}
     if empty := [name for name, concepts in packs.items() if not concepts]:
-        raise PackError(f"There are no concepts in {', '.join(str(folder / name) for name in empty)}.", "Check the pack names.")
+        raise PackError(
+            f"There are no concepts in {', '.join(str(folder / name) for name in empty)}.", "Check the pack names."
+        )
     slugs = [concept.concept for concepts in packs.values() for concept in concepts]
     if repeated := sorted({slug for slug in slugs if slugs.count(slug) > 1}):
         raise PackError(f"The concepts {', '.join(repeated)} occur in several packs.", "Rename or remove one of each.")
+    owners: dict[str, str] = {}
+    for concept in (concept for concepts in packs.values() for concept in concepts):
+        for form in {form.lower() for form in concept.forms}:
+            if owners.setdefault(form, concept.concept) != concept.concept:
+                raise PackError(
+                    f"The form '{form}' belongs to '{owners[form]}' and to '{concept.concept}'.", "Keep one."
+                )
     return packs
 
 

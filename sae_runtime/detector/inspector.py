@@ -43,7 +43,9 @@ class Inspector:
         self._indices = torch.tensor(sae.latents)
 
     @classmethod
-    def from_model(cls, model: str, *, artefacts: Path | None = None, device: str = "cpu", fetch: bool = True) -> Inspector:
+    def from_model(
+        cls, model: str, *, artefacts: Path | None = None, device: str = "cpu", fetch: bool = True
+    ) -> Inspector:
         """Open a model with its SAE and catalog and check that they belong together.
 
         Args:

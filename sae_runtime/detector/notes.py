@@ -10,7 +10,9 @@ from sae_runtime.catalog.packs import PLACEHOLDER
 MAX_NOTE = 240
 MAX_MENTION = 60
 # Tokens of common chat templates: <|im_end|>, <s>, [INST], <start_of_turn>, ...
-_TEMPLATE_TOKEN = re.compile(r"<\|[^|<>]{0,40}\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<\|?/?think\|?>", re.I)
+_TEMPLATE_TOKEN = re.compile(
+    r"<\|[^|<>]{0,40}\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<\|?/?think\|?>", re.I
+)
 
 
 def render_note(template: str, mention: str) -> str:
@@ -23,6 +25,8 @@ def sanitise(text: str, limit: int) -> str:
     previous = None
     while previous != text:  # removing one token may join the halves of another
         previous, text = text, _TEMPLATE_TOKEN.sub(" ", text)
-    kept = "".join(" " if char.isspace() else char for char in text if char.isspace() or unicodedata.category(char)[0] != "C")
+    kept = "".join(
+        " " if char.isspace() else char for char in text if char.isspace() or unicodedata.category(char)[0] != "C"
+    )
     line = " ".join(kept.split())
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"

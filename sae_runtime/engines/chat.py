@@ -79,7 +79,9 @@ class ChatEncoder:
         try:
             return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=reply)
         except TemplateError as error:
-            raise InputError(f"The chat template rejects these messages: {error}.", "Check roles and their order.") from error
+            raise InputError(
+                f"The chat template rejects these messages: {error}.", "Check roles and their order."
+            ) from error
 
     def encode(self, messages: Sequence[ChatMessage], *, reply: bool = True, limit: int | None = None) -> EncodedChat:
         """Tokens of ``messages`` with the character span of each.
@@ -107,7 +109,9 @@ class ChatEncoder:
         """Tokens of plain text without template or special tokens."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _content_starts(self, messages: Sequence[ChatMessage], rendered: str, *, reply: bool) -> list[tuple[int, int, int]]:
+    def _content_starts(
+        self, messages: Sequence[ChatMessage], rendered: str, *, reply: bool
+    ) -> list[tuple[int, int, int]]:
         """Per message: start in the rendered text, start in the content (templates may strip), length.
 
         The conversation is rendered a second time with a unique marker for each content. What stands between the
@@ -123,7 +127,9 @@ class ChatEncoder:
             for message, marker in zip(messages, markers, strict=True):
                 at = marked.find(marker, cursor)
                 if at < 0:
-                    raise InputError(f"The chat template drops a message of role '{message['role']}'.", "Check the roles.")
+                    raise InputError(
+                        f"The chat template drops a message of role '{message['role']}'.", "Check the roles."
+                    )
                 content = message["content"].strip() if strip else message["content"]
                 text += marked[cursor:at]
                 starts.append((len(text), message["content"].find(content), len(content)))
@@ -138,7 +144,9 @@ class ChatEncoder:
         spans = []
         current = 0
         for begin, end in offsets:
-            while current < len(starts) and begin >= starts[current][0] + starts[current][2] and end > starts[current][0]:
+            while (
+                current < len(starts) and begin >= starts[current][0] + starts[current][2] and end > starts[current][0]
+            ):
                 current += 1
             span = TokenSpan(rendered[begin:end], None, 0, 0)
             if current < len(starts):

@@ -42,7 +42,9 @@ class TransformersEngine:
         config = self._model.config.get_text_config()
         layers = decoder_layers(self._model)
         if not 0 <= layer < len(layers):
-            raise EngineError(f"Layer {layer} does not exist; the model has {len(layers)} layers.", "Use 0-based indices.")
+            raise EngineError(
+                f"Layer {layer} does not exist; the model has {len(layers)} layers.", "Use 0-based indices."
+            )
         self.d_model: int = config.hidden_size
         self.context_length: int = config.max_position_embeddings
         del layers[layer + 1 :]
@@ -70,7 +72,8 @@ class TransformersEngine:
         lengths = [len(ids) for ids in sequences]
         if not lengths or min(lengths) == 0 or max(lengths) > self.context_length:
             raise EngineError(
-                f"Sequences of {sorted(set(lengths))} tokens cannot be read.", f"Give 1 to {self.context_length} tokens."
+                f"Sequences of {sorted(set(lengths))} tokens cannot be read.",
+                f"Give 1 to {self.context_length} tokens.",
             )
         width = max(lengths)
         ids = torch.zeros(len(sequences), width, dtype=torch.long)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -40,7 +39,7 @@ def convert_gguf(manifest: Manifest, gguf: Path, target: Path) -> None:
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(partial)
         origin = {"name": manifest.name, "gguf_sha256": manifest.gguf_sha256, "notice": manifest.notice}
         (partial / _ORIGIN).write_text(json.dumps(origin, indent=1) + "\n", "utf-8")
-        os.replace(partial, target)
+        partial.replace(target)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"Could not convert {gguf}: {error}.", "Check the free disk space, then run `sensecheck model fetch` again."

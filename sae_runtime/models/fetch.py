@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -126,7 +125,7 @@ def _write_checked(chunks: Iterator[bytes], manifest: Manifest, target: Path) ->
                 f"The bytes of model '{manifest.name}' have SHA-256 {digest.hexdigest()}, pinned is {manifest.gguf_sha256}.",
                 "Delete the model's folder in the cache and fetch again; if it persists, the source was changed: do not use it.",
             )
-        os.replace(partial, target)
+        partial.replace(target)
     except OSError as error:
         raise ModelError(
             f"Could not write {partial}: {error.strerror}.", "Free some space or set SENSECHECK_HOME, then run again."

@@ -53,8 +53,11 @@ def fingerprint_model(folder: Path) -> ModelFingerprint:
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ModelError(f"{folder} has no safetensors weights.", "Only safetensors models are opened; convert it first.")
-    stamp = digest(json.dumps([(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]).encode())
+        raise ModelError(
+            f"{folder} has no safetensors weights.", "Only safetensors models are opened; convert it first."
+        )
+    watched = sorted({*files, *folder.glob("*.json"), *folder.glob("*.jinja"), *folder.glob("*.model")})
+    stamp = digest(json.dumps([(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in watched]).encode())
     cached = cache_dir() / "fingerprints" / f"{stamp}.json"
     if cached.exists():
         return ModelFingerprint.model_validate_json(cached.read_text("utf-8"))
@@ -80,7 +83,9 @@ def _compute(folder: Path, files: list[Path]) -> ModelFingerprint:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # safetensors raises its own exception class for damaged files
-        raise ModelError(f"The model in {folder} is damaged: {error}.", "Delete the folder and fetch it again.") from error
+        raise ModelError(
+            f"The model in {folder} is damaged: {error}.", "Delete the folder and fetch it again."
+        ) from error
     rope = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta")}
     settings = {key: config.get(key) for key in _CONFIG_KEYS} | {"rope_theta": rope.get("rope_theta")}
     return ModelFingerprint(
@@ -89,4 +94,3 @@ def _compute(folder: Path, files: list[Path]) -> ModelFingerprint:
         tokenizer=digest(json.dumps(sorted(tokenizer.get_vocab().items())).encode()),
         chat_template=digest((tokenizer.chat_template or "").encode()),
     )
-

@@ -44,7 +44,9 @@ def resolve_model(value: str, *, fetch: bool = True) -> ResolvedModel:
     folder = Path(value).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").exists():
-            raise ModelError(f"The folder {folder} has no config.json.", "Point --model at a transformers model folder.")
+            raise ModelError(
+                f"The folder {folder} has no config.json.", "Point --model at a transformers model folder."
+            )
         origin = read_origin(folder)
         return ResolvedModel(origin["name"] if origin else folder.resolve().name, folder.resolve())
     if value.count("/") == 1 and not value.startswith((".", "/", "~")):

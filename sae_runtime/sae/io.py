@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +37,8 @@ def save_sae(sae: SAE, folder: Path) -> None:
     save_file({name: tensor.contiguous().cpu() for name, tensor in sae.weights.items()}, weights)
     text = folder / f".{SAE_CONFIG_FILE}.partial"
     text.write_text(json.dumps(config, indent=1) + "\n", "utf-8")
-    os.replace(weights, folder / SAE_WEIGHTS_FILE)
-    os.replace(text, folder / SAE_CONFIG_FILE)
+    weights.replace(folder / SAE_WEIGHTS_FILE)
+    text.replace(folder / SAE_CONFIG_FILE)
 
 
 def load_sae(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> SAE:
@@ -53,7 +52,9 @@ def load_sae(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.fl
         config = json.loads((folder / SAE_CONFIG_FILE).read_text("utf-8"))
         weights = load_file(folder / SAE_WEIGHTS_FILE, device=device)
     except FileNotFoundError as error:
-        raise ArtefactError(f"There is no SAE in {folder}: {Path(error.filename or folder).name} is missing.", remedy) from error
+        raise ArtefactError(
+            f"There is no SAE in {folder}: {Path(error.filename or folder).name} is missing.", remedy
+        ) from error
     except Exception as error:  # json and safetensors raise different classes for damaged files
         raise ArtefactError(f"The SAE in {folder} is damaged: {error}.", remedy) from error
     architecture = config.get("architecture")

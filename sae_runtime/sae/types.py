@@ -38,12 +38,22 @@ class SAE(ABC):
         self.apply_b_dec_to_input = apply_b_dec_to_input
         names = ("W_enc", "W_dec", "b_enc", "b_dec", *self.extra_weights)
         if missing := [name for name in names if name not in weights]:
-            raise InputError(f"The {self.architecture} SAE lacks the weights {missing}.", "Check the file's architecture.")
+            raise InputError(
+                f"The {self.architecture} SAE lacks the weights {missing}.", "Check the file's architecture."
+            )
         d_in, d_sae = weights["W_enc"].shape
-        expected = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_enc": (d_sae,), "b_dec": (d_in,), "threshold": (d_sae,)}
+        expected = {
+            "W_enc": (d_in, d_sae),
+            "W_dec": (d_sae, d_in),
+            "b_enc": (d_sae,),
+            "b_dec": (d_in,),
+            "threshold": (d_sae,),
+        }
         for name in names:
             if tuple(weights[name].shape) != expected[name]:
-                raise InputError(f"SAE weight {name} has shape {tuple(weights[name].shape)}, expected {expected[name]}.")
+                raise InputError(
+                    f"SAE weight {name} has shape {tuple(weights[name].shape)}, expected {expected[name]}."
+                )
 
     @property
     def d_in(self) -> int:

@@ -1,0 +1,47 @@
+# Everything a fresh machine needs: `make demo` runs the chat, `make test` passes the tests. Both set up what they need.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+LOCK   := requirements/cpu.txt
+SMALL  := smollm2-135m-instruct
+MODEL  ?= qwen2.5-coder-0.5b-instruct
+
+.PHONY: help setup demo test lint bench clean browser
+
+help:             ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+setup: $(VENV)/.ready  ## make the environment; a second run takes seconds
+
+# The marks are written last, so an interrupted step is done again. --no-deps: see docs/architecture.md (torchvision).
+$(VENV)/.locked: $(LOCK)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-deps -r $(LOCK)
+	touch $@
+
+$(VENV)/.ready: $(VENV)/.locked pyproject.toml
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: setup       ## open the chat on http://127.0.0.1:7860
+	$(BIN)/sensecheck model fetch $(MODEL)
+	$(BIN)/sensecheck chat --model $(MODEL)
+
+browser:
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
+
+test: setup browser  ## run all tests: unit, real model, real server, real browser
+	$(BIN)/sensecheck model fetch $(SMALL)
+	$(BIN)/python -m pytest
+
+lint: setup       ## style, types, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup      ## measure; prints ratios against a named baseline
+	$(BIN)/python -m benchmarks.reading --model $(SMALL)
+
+clean:            ## remove the environment and caches of tools (models stay in the user's cache)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,30 @@
+"""Types shared by the middleware's modules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from langchain_core.messages import BaseMessage
+
+from sae_runtime.detector.results import Reading
+
+Placement = Literal["after", "inline", "system"]
+"""Where notes go: behind the last user text, behind each misread mention, or in the system message."""
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """What an annotation did.
+
+    Attributes:
+        messages: the messages to send to the model.
+        notes: the notes that were added, in order of their mentions.
+        reading: what was read; None when the inspection was bypassed.
+        bypass: why the inspection was bypassed (``"timeout"``, ``"circuit open"``, an error's class name), else None.
+    """
+
+    messages: list[BaseMessage]
+    notes: list[str]
+    reading: Reading | None
+    bypass: str | None

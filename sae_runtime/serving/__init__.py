@@ -1,0 +1,5 @@
+"""Serving a model with vLLM: the server process and the reading's HTTP routes inside it."""
+
+from sae_runtime.serving.server import ModelServer, ServerOptions, is_healthy, reads_prompts, served_model
+
+__all__ = ["ModelServer", "ServerOptions", "is_healthy", "reads_prompts", "served_model"]

@@ -1,0 +1,100 @@
+"""The command as its users run it: exit codes, messages, JSON. No server is needed here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from sae_runtime.paths import CATALOG_FILE, artefacts_for
+
+pytestmark = pytest.mark.model
+
+
+def sensecheck(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-m", "ui", *arguments],
+        capture_output=True, text=True, timeout=300, check=False, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def test_help_names_every_command():
+    run = sensecheck("--help")
+    assert run.returncode == 0
+    for command in ("ask", "serve", "chat", "build", "card", "evaluate", "model", "db"):
+        assert command in run.stdout
+
+
+def test_ask_without_answer_prints_only_the_reading(small_model):
+    run = sensecheck(
+        "ask", "--json", "--no-answer", "-m", small_model, "The bass was too heavy to carry up the stairs."
+    )
+    assert run.returncode == 0, run.stderr
+    report = json.loads(run.stdout)
+    assert report["answer"] is report["plain_answer"] is None
+    assert report["mentions"][0]["concept"] == "bass"
+    assert report["timings_ms"]["total"] > 0
+
+
+def test_ask_for_people_shows_mentions(small_model):
+    run = sensecheck("ask", "--no-answer", "-m", small_model, "Is the [bold]bank[/bold] of the river steep?")
+    assert run.returncode == 0, run.stderr
+    assert "[bold]bank[/bold]" in run.stdout
+    assert "river" in run.stdout
+
+
+def test_card_has_every_documented_key(small_model):
+    card = json.loads(sensecheck("card", "--json", "-m", small_model).stdout)
+    keys = "model layer d_in d_sae fvu l0_mean l0_fraction ce_recovered dead_fraction tokens_trained concepts senses fingerprint"
+    assert all(card[key] is not None for key in keys.split())
+    assert card["features_validated_fraction"] is not None or card["features_validated_reason"]
+    assert card["l0_fraction"] <= 0.01
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("ask", "--no-answer", ""), "empty"),
+        (("ask", "--no-answer", "-m", "unknown-model", "Hi"), "Unknown model"),
+        (("ask", "--no-answer", "--placement", "nowhere", "Hi"), "placement"),
+        (("ask", "-m", "smollm2-135m-instruct", "--url", "http://127.0.0.1:9", "Hi"), "does not answer"),
+        (("card", "--artefacts", "/nowhere"), "cannot be read"),
+        (("db", "check", "/nowhere.sqlite"), "no catalog"),
+        (("build", "no-such-config"), "no build configuration"),
+        (("build", "smollm2-135m-instruct", "--corpus", "/nowhere"), "no file like"),
+        (("build", "smollm2-135m-instruct", "--to", "nonsense"), "no stage"),
+    ],
+)
+def test_bad_input_is_a_message_with_remedy_and_exit_code_2(arguments, expected, small_model):
+    if arguments[:2] == ("ask", "--no-answer") and "-m" not in arguments:
+        arguments = (*arguments[:2], "-m", small_model, *arguments[2:])
+    run = sensecheck(*arguments)
+    assert run.returncode == 2, run.stderr
+    assert expected in run.stderr.replace("\n", " ")
+    assert "Traceback" not in run.stderr
+    assert run.stdout == ""
+
+
+def test_db_check_and_upgrade(tmp_path, small_model):
+    assert "concepts" in sensecheck("db", "check", "-m", small_model).stdout
+    fresh = tmp_path / "new.sqlite"
+    assert sensecheck("db", "upgrade", str(fresh)).returncode == 0
+    run = sensecheck("db", "check", str(fresh))
+    assert run.returncode == 2 and "empty" in run.stderr
+
+
+def test_a_catalog_of_a_newer_schema_is_refused(tmp_path, small_model):
+    import sqlite3
+
+    folder = shutil.copytree(artefacts_for(small_model), tmp_path / "artefacts")
+    with sqlite3.connect(folder / CATALOG_FILE) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    run = sensecheck("ask", "--no-answer", "-m", small_model, "--artefacts", str(folder), "Hello bank")
+    assert run.returncode == 2
+    assert "9999" in run.stderr and "Update sensecheck" in run.stderr

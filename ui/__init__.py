@@ -1,0 +1,1 @@
+"""What people use: the ``sensecheck`` command and the Gradio chat."""

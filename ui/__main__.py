@@ -1,0 +1,5 @@
+"""``python -m ui`` is the ``sensecheck`` command."""
+
+from ui.cli.app import main
+
+main()

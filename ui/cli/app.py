@@ -1,0 +1,195 @@
+"""The ``sensecheck`` command: one function per sub-command, errors as text with a remedy and exit code 2."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from sae_runtime.errors import SensecheckError
+from sae_runtime.models import DEFAULT_MODEL
+from sae_runtime.models.manifest import builtin_manifests
+
+EXIT_ERROR = 2
+app = typer.Typer(
+    name="sensecheck",
+    help="Reads how a language model understood a prompt, flags what it misread, and notes it before the model answers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+model_app = typer.Typer(help="Models that come with Sensecheck.", no_args_is_help=True)
+db_app = typer.Typer(help="The catalog's database schema.", no_args_is_help=True)
+app.add_typer(model_app, name="model")
+app.add_typer(db_app, name="db")
+stderr = Console(stderr=True)
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Built-in name, local model folder, or hub id.")]
+Artefacts = Annotated[
+    Path | None, typer.Option(help="Folder with SAE and catalog; by default the ones shipped for the model.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+
+def main() -> None:
+    """Entry point: typed errors become one readable message and exit code 2."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        app()
+    except SensecheckError as error:
+        stderr.print(f"[bold red]Error:[/] {_plain(error.message)}", highlight=False, soft_wrap=True)
+        if error.remedy:
+            stderr.print(f"[bold]What to do:[/] {_plain(error.remedy)}", highlight=False, soft_wrap=True)
+        sys.exit(EXIT_ERROR)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _plain(text: str) -> str:
+    """Text that rich must not read as markup."""
+    return text.replace("[", "\\[")
+
+
+@app.command()
+def ask(
+    prompt: Annotated[str, typer.Argument(help="What to ask, in quotes. '-' reads standard input.")],
+    model: Model = DEFAULT_MODEL,
+    domain: Annotated[
+        str | None, typer.Option(help="Declared domain, such as finance: its senses count as intended.")
+    ] = None,
+    answer: Annotated[bool, typer.Option(help="Also let the model answer; --no-answer only reads.")] = True,
+    url: Annotated[
+        str | None, typer.Option(help="A running `sensecheck serve`; by default one is found or started.")
+    ] = None,
+    placement: Annotated[str, typer.Option(help="Where notes go: after, inline or system.")] = "after",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Length limit of an answer.")] = 256,
+    artefacts: Artefacts = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how the model reads a prompt, what is flagged, the note, and the answer with and without it.
+
+    Example: sensecheck ask "The bass was too heavy to carry up the stairs. What should I do?"
+    """
+    from ui.cli.ask import AskOptions, run_ask
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    run_ask(text, AskOptions(model, domain, answer, url, placement, max_tokens, artefacts, as_json))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    model: Model = DEFAULT_MODEL,
+    host: Annotated[str, typer.Option(help="Address to listen on; loopback unless you say otherwise.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 picks a free one.")] = 8000,
+    api_key: Annotated[str | None, typer.Option(envvar="VLLM_API_KEY", help="Key that requests must carry.")] = None,
+    compiled: Annotated[bool, typer.Option(help="Compile the model: faster answers, slower first start.")] = False,
+    artefacts: Artefacts = None,
+) -> None:
+    """Serve the model with vLLM's OpenAI-compatible API, with the reading under /v1/sae. Further options go to vLLM."""
+    from sae_runtime.serving import ServerOptions
+    from ui.cli.serve import run_serve
+
+    options = ServerOptions(host, port, api_key, compiled=compiled, artefacts=artefacts, extra=tuple(context.args))
+    run_serve(model, options)
+
+
+@app.command()
+def chat(
+    model: Model = DEFAULT_MODEL,
+    port: Annotated[int, typer.Option(help="Port of the chat page.")] = 7860,
+    url: Annotated[
+        str | None, typer.Option(help="A running `sensecheck serve`; by default one is found or started.")
+    ] = None,
+    artefacts: Artefacts = None,
+) -> None:
+    """Open the chat in the browser: the conversation, and beside it how the model read your words."""
+    from ui.cli.serve import run_chat
+
+    run_chat(model, port, url, artefacts)
+
+
+@app.command()
+def build(
+    config: Annotated[str, typer.Argument(help="Built-in model name, or a YAML configuration.")] = DEFAULT_MODEL,
+    corpus: Annotated[Path | None, typer.Option(help="Folder of training text; overrides the configuration.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for SAE, catalog and card; default: the shipped ones' place.")
+    ] = None,
+    to: Annotated[
+        str, typer.Option(help="Last stage: corpus, harvest, train, describe, contexts, concepts, publish.")
+    ] = "publish",
+) -> None:
+    """Build a dictionary and a catalog offline. Every stage resumes where it was interrupted."""
+    from sae_runtime.build.config import load_config
+    from sae_runtime.build.pipeline import run_build
+    from ui.cli.show import show_card
+
+    card = run_build(load_config(config, corpus_root=corpus), out=out, until=to)
+    if card is not None:
+        show_card(card, as_json=False)
+
+
+@app.command()
+def card(model: Model = DEFAULT_MODEL, artefacts: Artefacts = None, as_json: AsJson = False) -> None:
+    """Show what the SAE and the catalog of a model are, with measured figures."""
+    from ui.cli.show import load_card, show_card
+
+    show_card(load_card(model, artefacts), as_json=as_json)
+
+
+@app.command("evaluate")
+def evaluate(
+    model: Model = DEFAULT_MODEL,
+    artefacts: Artefacts = None,
+    out: Annotated[Path | None, typer.Option(help="Write the table as Markdown to this file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read the fifty example prompts and print every flag with precision and recall."""
+    from ui.cli.evaluate import run_evaluate
+
+    run_evaluate(model, artefacts, out, as_json=as_json)
+
+
+@model_app.command("fetch")
+def model_fetch(name: Annotated[str, typer.Argument(help="Built-in model name.")] = DEFAULT_MODEL) -> None:
+    """Download and convert a built-in model; does nothing when it is there."""
+    from sae_runtime.models import resolve_model
+
+    print(resolve_model(name).path)
+
+
+@model_app.command("list")
+def model_list() -> None:
+    """List the built-in models, the default one first."""
+    for manifest in builtin_manifests().values():
+        print(f"{manifest.name:32} {manifest.gguf_bytes / 1e6:5.0f} MB  {manifest.licence}  {manifest.title}")
+
+
+@db_app.command("upgrade")
+def db_upgrade(catalog: Annotated[str, typer.Argument(help="SQLite file or SQLAlchemy URL.")]) -> None:
+    """Bring a catalog to this program's schema revision (or create it)."""
+    from sae_runtime.catalog.store import upgrade_catalog
+
+    upgrade_catalog(catalog)
+    print(f"{catalog} is up to date")
+
+
+@db_app.command("check")
+def db_check(
+    catalog: Annotated[
+        str | None, typer.Argument(help="SQLite file or SQLAlchemy URL; default: the model's own.")
+    ] = None,
+    model: Model = DEFAULT_MODEL,
+) -> None:
+    """Check that a catalog opens, has this program's revision and is complete."""
+    from ui.cli.show import check_catalog
+
+    check_catalog(catalog, model)
