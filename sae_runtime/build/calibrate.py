@@ -2,7 +2,7 @@
 
 One pair of thresholds serves all concepts: the one with the highest recall among those that keep false flags on plain
 prompts within :data:`MAX_FALSE_FLAGS`, ties broken by precision and then by stricter thresholds. A concept whose
-signature reads held-out contexts too poorly never flags. Test prompts (``evaluation/prompts.jsonl``) are not touched.
+signature reads too poorly never flags, and if no pair keeps the limit, none does. Test prompts (``evaluation/prompts.jsonl``) are not touched.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from sae_runtime.evaluation.prompts import PlantedPrompt
 
 MAX_FALSE_FLAGS = 0.02
 MIN_READ_ACCURACY = 0.75
+NEVER = (-1.0, 1.0)  # thresholds that flag nothing, since no probability is below zero
 _READ_BELOW = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 _INTENDED_ABOVE = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.97)
 
@@ -50,7 +51,8 @@ def choose_thresholds(judged: list[Judged]) -> tuple[float, float, dict[str, flo
         )
         if best is None or rank > best[0]:
             best = (rank, read_below, intended_above, figures)
-    assert best is not None  # noqa: S101 (the grids are not empty)
+    if best is None or not best[0][0]:
+        return *NEVER, flag_figures(judged, *NEVER)
     return best[1], best[2], best[3]
 
 

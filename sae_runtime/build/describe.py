@@ -64,10 +64,8 @@ def run_describe(config: BuildConfig, corpus: Stage, harvest: Stage, train: Stag
 
 def load_descriptions(stage: Stage) -> list[Description]:
     """Descriptions from a finished stage, by latent index."""
-
-    return [
-        Description(**json.loads(line)) for line in (stage.folder / "features.jsonl").read_text("utf-8").splitlines()
-    ]
+    with (stage.folder / "features.jsonl").open(encoding="utf-8") as lines:  # splitlines() would cut at U+2028
+        return [Description(**json.loads(line)) for line in lines]
 
 
 def _line(item: Description) -> str:

@@ -32,7 +32,7 @@ from sae_runtime.progress import console, progress
 from sae_runtime.sae import JumpReLUSAE
 
 STAGES = ("corpus", "harvest", "train", "describe", "contexts", "concepts", "publish")
-_CE_TOKENS = 6_000
+_CE_TOKENS = 4_000
 _DEAD_WINDOW = 250_000
 
 

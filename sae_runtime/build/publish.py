@@ -16,7 +16,7 @@ import torch
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from sae_runtime.build.calibrate import MIN_READ_ACCURACY, Judged, choose_thresholds
+from sae_runtime.build.calibrate import MIN_READ_ACCURACY, NEVER, Judged, choose_thresholds
 from sae_runtime.build.config import BuildConfig
 from sae_runtime.build.cues import fit_cues
 from sae_runtime.build.describe import Description
@@ -80,7 +80,7 @@ def publish(config: BuildConfig, built: Built, target: Path) -> dict[str, Any]:
             for concept in concepts:
                 session.add(_concept_row(pack, concept, built.signatures[concept.concept], features))
     engine.dispose()
-    figures |= _calibrate(built.model, staging)
+    figures |= _calibrate(built, staging)
     card = _card(config, built, figures, len(chosen), fingerprint_sae(staging))
     engine = catalog_engine(catalog, writable=True)
     with Session(engine) as session, session.begin():
@@ -191,37 +191,33 @@ def _concept_row(pack: str, concept: ConceptPack, signature: Signature, features
         forms=[form.lower() for form in concept.forms],
         site=signature.site,
         accuracy=signature.accuracy,
-        read_below=0.0,  # never flags until calibrated
-        intended_above=1.0,
+        read_below=NEVER[0],  # until calibrated
+        intended_above=NEVER[1],
         senses=senses,
     )
 
 
-def _calibrate(model: ResolvedModel, staging: Path) -> dict[str, Any]:
+def _calibrate(built: Built, staging: Path) -> dict[str, Any]:
     """Choose thresholds with the staged artefacts and store them in the staged catalog; returns the figures."""
-    inspector = Inspector.from_model(str(model.path), artefacts=staging)
-    accuracy = {concept.slug: concept.accuracy for concept in inspector.view.concepts}
+    inspector = Inspector.from_model(str(built.model.path), artefacts=staging)
+    # Cross-validated on the fit contexts, so that the held-out ones select nothing.
+    trusted = {slug for slug, fit in built.signatures.items() if fit.validation_accuracy >= MIN_READ_ACCURACY}
     prompts = calibration_prompts()
     judged = []
     with progress("calibrate", len(prompts)) as advance:
         for prompt in prompts:
             reading = inspector.inspect([{"role": "user", "content": prompt.prompt}], domain=prompt.domain)
             at = [m for m in reading.mentions if m.concept == prompt.concept and m.start == prompt.start]
-            trusted = accuracy.get(prompt.concept, 0.0) >= MIN_READ_ACCURACY
-            judged += [Judged(prompt, mention.reading, mention.intended, trusted) for mention in at]
+            judged += [Judged(prompt, m.reading, m.intended, prompt.concept in trusted) for m in at]
             advance(1)
     read_below, intended_above, figures = choose_thresholds(judged)
     engine = catalog_engine(staging / CATALOG_FILE, writable=True)
     with Session(engine) as session, session.begin():
-        trusted_rows = ConceptRow.accuracy >= MIN_READ_ACCURACY
-        session.execute(
-            update(ConceptRow).where(trusted_rows).values(read_below=read_below, intended_above=intended_above)
-        )
+        thresholds = {"read_below": read_below, "intended_above": intended_above}
+        session.execute(update(ConceptRow).where(ConceptRow.slug.in_(trusted)).values(**thresholds))
     engine.dispose()
     figures = {name: round(value, 4) for name, value in figures.items()}
-    return {
-        "calibration": {"read_below": read_below, "intended_above": intended_above, "prompts": len(judged), **figures}
-    }
+    return {"calibration": {**thresholds, "prompts": len(judged), "concepts_that_flag": len(trusted), **figures}}
 
 
 def _card(

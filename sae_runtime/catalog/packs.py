@@ -117,6 +117,8 @@ def load_packs(names: list[str] | None = None, folder: Path = PACKS) -> dict[str
     Raises:
         PackError: a pack is absent or malformed; the message names file and fault.
     """
+    if not folder.is_dir():
+        raise PackError(f"There is no pack folder {folder}.", "Check the path.")
     wanted = names if names is not None else sorted(path.name for path in folder.iterdir() if path.is_dir())
     packs = {name: [load_concept(path) for path in sorted((folder / name).glob("*.yaml"))] for name in wanted}
     if empty := [name for name, concepts in packs.items() if not concepts]:

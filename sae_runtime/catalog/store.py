@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from alembic import command
 from alembic.config import Config
@@ -100,7 +101,7 @@ def catalog_engine(location: Path | str, *, writable: bool, must_exist: bool = T
     if must_exist and not path.is_file():
         raise CatalogError(f"There is no catalog {path}.", "Pass --catalog, or make one with `sensecheck build`.")
     mode = "rwc" if writable else "ro"
-    engine = create_engine(f"sqlite:///file:{path.resolve()}?mode={mode}&uri=true")
+    engine = create_engine(f"sqlite:///file:{quote(quote(str(path.resolve())))}?mode={mode}&uri=true")
 
     @event.listens_for(engine, "connect")
     def _settings(connection: sqlite3.Connection, record: Any) -> None:

@@ -106,7 +106,7 @@ class CatalogView:
             sae_fingerprint=sae.fingerprint,
             features={row.index: Feature(row.index, row.label, row.density) for row in features},
             concepts=tuple(_concept(row, index_of) for row in session.scalars(query)),
-            contexts_per_concept=dict(counts.tuples().all()),
+            contexts_per_concept={slug: int(count) for slug, count in counts},
         )
 
 

@@ -51,11 +51,12 @@ class MentionFinder:
 
 
 def fold(text: str) -> str:
-    """Lower case that keeps every character's place (a few letters lower to two characters; they stay as they are)."""
-    lowered = text.lower()
-    if len(lowered) == len(text):
-        return lowered
-    return "".join(low if len(low := char.lower()) == 1 else char for char in text)
+    """Case-folded text, letter by letter, so that every character keeps its place.
+
+    A few letters fold to two characters; they stay as they are. Rules that look at neighbours (the Greek final sigma)
+    do not apply, or the same word would fold differently in another text.
+    """
+    return "".join(low if len(low := char.casefold()) == 1 else char for char in text)
 
 
 def _inside_word(text: str, border: int) -> bool:

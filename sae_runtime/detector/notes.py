@@ -22,11 +22,9 @@ def render_note(template: str, mention: str) -> str:
 
 def sanitise(text: str, limit: int) -> str:
     """``text`` on one line, at most ``limit`` characters, without template tokens, control or format characters."""
+    # Invisible characters go first: they could hide a token from the pattern and vanish later.
+    kept = "".join(" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
     previous = None
-    while previous != text:  # removing one token may join the halves of another
-        previous, text = text, _TEMPLATE_TOKEN.sub(" ", text)
-    kept = "".join(
-        " " if char.isspace() else char for char in text if char.isspace() or unicodedata.category(char)[0] != "C"
-    )
-    line = " ".join(kept.split())
-    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+    while previous != kept:  # removing one token may join the halves of another
+        previous, kept = kept, " ".join(_TEMPLATE_TOKEN.sub(" ", kept).split())
+    return kept if len(kept) <= limit else kept[: limit - 1].rstrip() + "…"

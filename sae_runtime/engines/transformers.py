@@ -53,6 +53,13 @@ class TransformersEngine:
         self._lock = threading.Lock()  # the hook hands over one forward's result at a time
         layers[layer].register_forward_hook(self._keep)
 
+    @staticmethod
+    def depth(folder: Path) -> int:
+        """Number of decoder layers of the model in ``folder``."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(folder).get_text_config().num_hidden_layers
+
     def _keep(self, module: nn.Module, args: Any, output: Any) -> None:
         self._captured = output[0] if isinstance(output, tuple) else output
 

@@ -44,5 +44,5 @@ def example_prompts() -> list[PlantedPrompt]:
 
 
 def _load(name: str) -> list[PlantedPrompt]:
-    lines = (_FOLDER / name).read_text("utf-8").splitlines()
-    return [PlantedPrompt.model_validate_json(line) for line in lines]
+    with (_FOLDER / name).open(encoding="utf-8") as lines:
+        return [PlantedPrompt.model_validate_json(line) for line in lines]

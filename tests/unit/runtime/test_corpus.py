@@ -127,7 +127,7 @@ def test_dialogues_become_conversations_that_the_user_begins(tmp_path: Path) -> 
     )
     source = DialogueSource(kind="dialogue", name="d", licence="own", paths=["d.txt"])
     assert documents(source, tmp_path / "d.txt") == [
-        [{"role": "user", "content": "Hello: there"}, {"role": "assistant", "content": "Hi"}],
+        [{"role": "user", "content": "Hello: there"}, {"role": "assistant", "content": "Hi\nagain"}],
         [{"role": "user", "content": "bye"}],
     ]
 

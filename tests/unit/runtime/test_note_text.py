@@ -27,6 +27,7 @@ def assert_inert(line: str, limit: int) -> None:
     assert line == " ".join(line.split())
     assert [char for char in line if unicodedata.category(char).startswith("C")] == []
     assert [token for token in _TOKENS if token.lower() in line.lower()] == []
+    assert re.search(r"<\|[^|<>]{0,40}\|>", line) is None
 
 
 @given(hostile, st.integers(10, 300))
