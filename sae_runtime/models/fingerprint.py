@@ -14,6 +14,8 @@ from safetensors import safe_open
 from sae_runtime.errors import ModelError
 from sae_runtime.paths import cache_dir
 
+_DEFINITION = 2  # raise it when the fingerprint's definition changes, so that cached ones are not used on
+
 # Settings that change activations; everything else in config.json (versions, dtype, cache flags) does not.
 _CONFIG_KEYS = (
     "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
@@ -57,7 +59,11 @@ def fingerprint_model(folder: Path) -> ModelFingerprint:
             f"{folder} has no safetensors weights.", "Only safetensors models are opened; convert it first."
         )
     watched = sorted({*files, *folder.glob("*.json"), *folder.glob("*.jinja"), *folder.glob("*.model")})
-    stamp = digest(json.dumps([(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in watched]).encode())
+    stamp = digest(
+        json.dumps(
+            [_DEFINITION, *((str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in watched)]
+        ).encode()
+    )
     cached = cache_dir() / "fingerprints" / f"{stamp}.json"
     if cached.exists():
         return ModelFingerprint.model_validate_json(cached.read_text("utf-8"))
