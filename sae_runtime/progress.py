@@ -38,7 +38,7 @@ def progress(title: str, total: float, *, done: float = 0, as_bytes: bool = Fals
         TextColumn("{task.fields[status]}"),
     )
     with Progress(*columns, console=console) as bars:
-        task = bars.add_task(title, total=total, completed=done, status="")
+        task = bars.add_task(title, total=total, completed=int(done), status="")
 
         def advance(amount: float, status: str = "") -> None:
             bars.update(task, advance=amount, status=status)

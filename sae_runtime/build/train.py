@@ -190,7 +190,7 @@ class Trainer:
             keep = values > cut
             candidates, values = candidates[keep], values[keep]
             self.threshold = cut.item()
-        return _Active.of(candidates // pre.shape[1], candidates % pre.shape[1], values, tuple(pre.shape))
+        return _Active.of(candidates // pre.shape[1], candidates % pre.shape[1], values, (pre.shape[0], pre.shape[1]))
 
     def _gradients(self, active: _Active, grad: Tensor, centred: Tensor) -> list[Tensor]:
         """Gradients of ``w_enc, w_dec, b_enc, b_dec`` for the error gradient ``grad`` ``[batch, d_in]``."""

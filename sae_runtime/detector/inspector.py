@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -141,7 +142,13 @@ class Inspector:
         reading = read_senses(concept, pooled, self._column)
         intended, evidence = intended_senses(concept, text, mention.start, mention.end, domain)
         words = text[mention.start : mention.end]
-        place = {"concept": concept.slug, "text": words, "message": message, "start": mention.start, "end": mention.end}
+        place: dict[str, Any] = {
+            "concept": concept.slug,
+            "text": words,
+            "message": message,
+            "start": mention.start,
+            "end": mention.end,
+        }
         result = MentionReading(**place, reading=_rounded(reading), intended=_rounded(intended))
         verdict = misread_senses(concept, reading, intended)
         if verdict is None:

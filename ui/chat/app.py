@@ -20,10 +20,10 @@ import gradio as gr
 _STYLE = Path(__file__).with_name("style.css")
 _MAX_TOKENS = 384
 _READING_SECONDS = 20.0
-EXAMPLES = [
-    "The bass was too heavy to carry up the stairs. What should I do?",
-    "My crane will not lift its wing. Should I call a vet?",
-    "I have three bats in the attic and they squeak at night. How do I get rid of them?",
+EXAMPLES = [  # prompt, declared domain
+    ["How often should I clean my mouse?", "biology"],
+    ["The bass was too heavy to carry up the stairs. What should I do?", ""],
+    ["Which fruit goes with a date?", ""],
 ]
 
 
@@ -94,7 +94,7 @@ def build_page(annotator: SAEAnnotator, backend: Backend) -> gr.Blocks:
                         label="Declared domain (optional)", placeholder="e.g. finance", elem_id="sc-domain"
                     )
                     clear = gr.Button("New conversation", elem_id="sc-clear")
-                gr.Examples(EXAMPLES, prompt, label="Examples")
+                gr.Examples(EXAMPLES, [prompt, domain], label="Examples")
             with gr.Column(scale=2):
                 gr.Markdown("### How the model read it")
                 pane = gr.HTML(reading_html(None, ""), elem_id="sc-reading")

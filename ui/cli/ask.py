@@ -39,6 +39,8 @@ class AskOptions:
 
 def run_ask(prompt: str, options: AskOptions) -> None:
     """Read, answer and print."""
+    if not prompt.strip():
+        raise InputError("The prompt is empty.", "Write something to ask.")
     if options.placement not in get_args(Placement):
         raise InputError(
             f"There is no placement '{options.placement}'.", f"Use one of {', '.join(get_args(Placement))}."
