@@ -20,10 +20,14 @@ import gradio as gr
 _STYLE = Path(__file__).with_name("style.css")
 _MAX_TOKENS = 384
 _READING_SECONDS = 20.0
-EXAMPLES = [  # prompt, declared domain
+EXAMPLES = [  # prompt, declared domain; the last one is read as it is meant
     ["How often should I clean my mouse?", "biology"],
+    [
+        "I'm off to the bank to make a deposit: two tonnes of gravel, because the stream keeps washing it away. "
+        "What else slows down erosion?",
+        "",
+    ],
     ["The bass was too heavy to carry up the stairs. What should I do?", ""],
-    ["Which fruit goes with a date?", ""],
 ]
 
 
