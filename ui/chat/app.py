@@ -112,7 +112,8 @@ def build_page(annotator: SAEAnnotator, backend: Backend) -> gr.Blocks:
             respond, [prompt, exchanges, domain, compare], outputs, show_progress="hidden", api_name="ask"
         )
         prompt.stop(None, cancels=[running])
-        clear.click(lambda: _view([], None, None, ""), None, outputs, cancels=[running], api_name=False)
+        for cleared in (clear.click, chat.clear):
+            cleared(lambda: _view([], None, None, ""), None, outputs, cancels=[running], api_name=False)
     page.queue(max_size=32, default_concurrency_limit=4)
     return page
 
