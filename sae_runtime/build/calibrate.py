@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
+from sae_runtime.detector.inspector import disagreement
 from sae_runtime.evaluation.prompts import PlantedPrompt
 
 MAX_FALSE_FLAGS = 0.02
@@ -30,10 +31,8 @@ class Judged:
 
     def flagged(self, read_below: float, intended_above: float) -> str | None:
         """The sense that the rule says is meant, or None."""
-        meant = max(self.intended, key=self.intended.__getitem__)
-        read_as = max(self.reading, key=self.reading.__getitem__)
-        sure = self.trusted and self.intended[meant] >= intended_above and self.reading[meant] <= read_below
-        return meant if sure and meant != read_as else None
+        verdict = disagreement(self.reading, self.intended, read_below, intended_above) if self.trusted else None
+        return verdict[1] if verdict else None
 
 
 def choose_thresholds(judged: list[Judged]) -> tuple[float, float, dict[str, float]]:

@@ -40,10 +40,10 @@ from sae_runtime.catalog.tables import (
 )
 from sae_runtime.detector.inspector import Inspector
 from sae_runtime.errors import InputError
+from sae_runtime.evaluation.planted import read_planted
 from sae_runtime.evaluation.prompts import calibration_prompts
 from sae_runtime.models import ResolvedModel, fingerprint_model
 from sae_runtime.paths import CARD_FILE, CATALOG_FILE, SAE_CONFIG_FILE, SAE_WEIGHTS_FILE
-from sae_runtime.progress import progress
 from sae_runtime.sae import JumpReLUSAE, save_sae
 from sae_runtime.sae.fingerprint import fingerprint_sae
 
@@ -202,14 +202,11 @@ def _calibrate(built: Built, staging: Path) -> dict[str, Any]:
     inspector = Inspector.from_model(str(built.model.path), artefacts=staging)
     # Cross-validated on the fit contexts, so that the held-out ones select nothing.
     trusted = {slug for slug, fit in built.signatures.items() if fit.validation_accuracy >= MIN_READ_ACCURACY}
-    prompts = calibration_prompts()
-    judged = []
-    with progress("calibrate", len(prompts)) as advance:
-        for prompt in prompts:
-            reading = inspector.inspect([{"role": "user", "content": prompt.prompt}], domain=prompt.domain)
-            at = [m for m in reading.mentions if m.concept == prompt.concept and m.start == prompt.start]
-            judged += [Judged(prompt, m.reading, m.intended, prompt.concept in trusted) for m in at]
-            advance(1)
+    judged = [
+        Judged(prompt, mention.reading, mention.intended, prompt.concept in trusted)
+        for prompt, _, mention in read_planted(inspector, calibration_prompts(), "calibrate")
+        if mention
+    ]
     read_below, intended_above, figures = choose_thresholds(judged)
     engine = catalog_engine(staging / CATALOG_FILE, writable=True)
     with Session(engine) as session, session.begin():

@@ -208,6 +208,13 @@ def read_senses(concept: Concept, pooled: Tensor, column: dict[int, int]) -> dic
 
 
 def misread_senses(concept: Concept, reading: dict[str, float], intended: dict[str, float]) -> tuple[str, str] | None:
+    """The misread rule with the concept's calibrated thresholds; see :func:`disagreement`."""
+    return disagreement(reading, intended, concept.read_below, concept.intended_above)
+
+
+def disagreement(
+    reading: dict[str, float], intended: dict[str, float], read_below: float, intended_above: float
+) -> tuple[str, str] | None:
     """The misread rule: (read as, intended), or None to abstain.
 
     Flags when the intended source is sure of a sense (at least ``intended_above``) and the reading gives that very
@@ -215,7 +222,7 @@ def misread_senses(concept: Concept, reading: dict[str, float], intended: dict[s
     """
     meant = max(intended, key=intended.__getitem__)
     read_as = max(reading, key=reading.__getitem__)
-    sure = intended[meant] >= concept.intended_above and reading[meant] <= concept.read_below
+    sure = intended[meant] >= intended_above and reading[meant] <= read_below
     return (read_as, meant) if sure and read_as != meant else None
 
 

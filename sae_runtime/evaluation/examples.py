@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sae_runtime.detector import Inspector, Misread
+from sae_runtime.evaluation.planted import read_planted
 from sae_runtime.evaluation.prompts import PlantedPrompt, example_prompts
-from sae_runtime.progress import progress
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,8 @@ class ExampleTable:
 
 def read_examples(inspector: Inspector) -> ExampleTable:
     """Read the example prompts with ``inspector``."""
-    prompts = example_prompts()
-    rows = []
-    with progress("examples", len(prompts)) as advance:
-        for item in prompts:
-            reading = inspector.inspect([{"role": "user", "content": item.prompt}], domain=item.domain)
-            at = [m for m in reading.mentions if m.concept == item.concept and m.start == item.start]
-            rows.append(ExampleRow(item, at[0].reading.get(item.intended) if at else None, reading.misreads))
-            advance(1)
+    rows = [
+        ExampleRow(item, mention.reading.get(item.intended) if mention else None, reading.misreads)
+        for item, reading, mention in read_planted(inspector, example_prompts(), "examples")
+    ]
     return ExampleTable(inspector.view.model_name, rows)
