@@ -33,12 +33,12 @@ def measure(model: str, lengths: tuple[int, ...] = (64, 512, 1500)) -> list[dict
     rows = []
     for length in lengths:
         words = _SENTENCE * (length // 16)
-        ids = inspector.encoder.encode_text(words)[: length - 40]
-        messages: list[Any] = [{"role": "user", "content": inspector.encoder.tokenizer.decode(ids)}]
+        ids = inspector.detector.encoder.encode_text(words)[: length - 40]
+        messages: list[Any] = [{"role": "user", "content": inspector.detector.encoder.tokenizer.decode(ids)}]
         arms: dict[str, Callable[[], object]] = {
-            "forward": lambda m=messages: inspector.engine.residual([inspector.encoder.encode(m).token_ids]),
+            "forward": lambda m=messages: inspector.engine.residual([inspector.detector.encoder.encode(m).token_ids]),
             "reading": lambda m=messages: inspector.inspect(m),
-            "full": lambda m=messages: full.residual([inspector.encoder.encode(m).token_ids]),
+            "full": lambda m=messages: full.residual([inspector.detector.encoder.encode(m).token_ids]),
         }
         times: dict[str, list[float]] = {name: [] for name in arms}
         for turn in range(_ROUNDS + 1):
@@ -49,7 +49,7 @@ def measure(model: str, lengths: tuple[int, ...] = (64, 512, 1500)) -> list[dict
                     times[name].append((perf_counter() - began) * 1e3)
         medians = {name: round(median(values), 1) for name, values in times.items()}
         ratios = {f"{name}_ratio": round(medians[name] / medians["forward"], 3) for name in ("reading", "full")}
-        rows.append({"tokens": len(inspector.encoder.encode(messages).token_ids), **medians, **ratios})
+        rows.append({"tokens": len(inspector.detector.encoder.encode(messages).token_ids), **medians, **ratios})
     return rows
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
-from sae_runtime.detector.inspector import disagreement
+from sae_runtime.detector.detector import disagreement
 from sae_runtime.evaluation.prompts import PlantedPrompt
 
 MAX_FALSE_FLAGS = 0.02

@@ -93,7 +93,9 @@ class ConceptConfig(_Strict):
     """How signatures are fitted to the labelled contexts."""
 
     packs: list[str] = ["homographs", "arithmetic", "figurative"]
-    max_features: int = 24
+    # Cross-validated accuracy on the fit contexts at 24, 48, 96, 192 features: 0.885, 0.888, 0.887, 0.886 (small model)
+    # and 0.874, 0.888, 0.888, 0.882 (default model).
+    max_features: int = 48
     catalogued_latents: int = 2048
 
 

@@ -10,9 +10,10 @@ from torch import Tensor
 from sae_runtime.build.config import BuildConfig
 from sae_runtime.build.stages import Stage, read_tensors, stage_key, write_tensors
 from sae_runtime.catalog.packs import ConceptPack
-from sae_runtime.detector.sites import SITES, pool, site_tokens
+from sae_runtime.detector.sites import SITES, site_tokens
 from sae_runtime.engines.chat import ChatEncoder
-from sae_runtime.engines.transformers import TransformersEngine, content_mask
+from sae_runtime.engines.features import encode_prompt
+from sae_runtime.engines.transformers import TransformersEngine
 from sae_runtime.models import ResolvedModel
 from sae_runtime.progress import progress
 from sae_runtime.sae import SAE
@@ -83,12 +84,11 @@ def _capture(concept: ConceptPack, engine: TransformersEngine, encoder: ChatEnco
         residuals = engine.residual([chats[i].token_ids for i in batch])
         for i, residual in zip(batch, residuals, strict=True):
             label, held, context = items[i]
-            content = content_mask(residual)
-            features = sae.encode(residual)
+            features = encode_prompt(sae, residual)
             for site in SITES:
                 tokens = site_tokens(site, chats[i].spans, 0, context.start, context.end)
-                rows[f"features.{site}"].append(pool(features, content, tokens).half())
-                picked = [t for t in tokens if content[t]]
+                rows[f"features.{site}"].append(torch.from_numpy(features.pooled(tokens, sae.d_sae)).half())
+                picked = [t for t in tokens if features.content[t]]
                 dense = residual[picked].mean(0) if picked else residual.new_zeros(residual.shape[1])
                 rows[f"dense.{site}"].append(dense.half())
             labels.append(label)

@@ -10,7 +10,8 @@ import torch
 from sae_runtime.build.config import BuildConfig
 from sae_runtime.build.corpus import SPLITS, load_sequences
 from sae_runtime.build.stages import Stage, read_tensors, stage_key, write_tensors
-from sae_runtime.engines.transformers import TransformersEngine, content_mask
+from sae_runtime.engines.features import content_mask
+from sae_runtime.engines.transformers import TransformersEngine
 from sae_runtime.models import ResolvedModel, fingerprint_model
 from sae_runtime.progress import console, progress
 

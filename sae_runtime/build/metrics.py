@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_runtime.engines.transformers import content_mask, decoder_layers
+from sae_runtime.engines.features import content_mask
+from sae_runtime.engines.transformers import decoder_layers
 from sae_runtime.models import ResolvedModel
 from sae_runtime.progress import progress
 from sae_runtime.sae import SAE

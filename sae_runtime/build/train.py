@@ -23,6 +23,7 @@ from torch import Tensor
 from sae_runtime.build.config import BuildConfig, TrainConfig
 from sae_runtime.build.harvest import load_residual
 from sae_runtime.build.stages import Stage, read_tensors, stage_key, write_tensors
+from sae_runtime.errors import InputError
 from sae_runtime.progress import progress
 from sae_runtime.sae import JumpReLUSAE, load_sae, save_sae
 
@@ -99,9 +100,17 @@ class Trainer:
         config: hyper-parameters.
         x: activations ``[tokens, d_in]``, bfloat16.
         seed: of initialisation and of the order of tokens.
+
+    Raises:
+        InputError: ``x`` holds less than one batch.
     """
 
     def __init__(self, config: TrainConfig, x: Tensor, *, seed: int) -> None:
+        if len(x) < config.batch_tokens:
+            raise InputError(
+                f"The corpus gives {len(x)} training tokens, fewer than one batch of {config.batch_tokens}.",
+                "Add text, or lower train.batch_tokens.",
+            )
         self.config = config
         self.x = x
         self.seed = seed
@@ -158,7 +167,7 @@ class Trainer:
         self.last_fired[active.columns] = self.step
         dead = self._dead().nonzero().squeeze(1)
         if len(dead):
-            self._add_auxiliary(grads, pre, dead, centred, error, variance)
+            self._add_auxiliary(grads, pre, dead, centred, error)
         self._update(grads)
         return error.pow(2).sum().item() / variance
 
@@ -201,10 +210,11 @@ class Trainer:
         b_dec = grad.sum(0) - b_enc @ self.w_enc
         return [w_enc, w_dec, b_enc, b_dec]
 
-    def _add_auxiliary(
-        self, grads: list[Tensor], pre: Tensor, dead: Tensor, centred: Tensor, error: Tensor, variance: float
-    ) -> None:
-        """Dead latents reconstruct the error of a quarter of the batch; adds to ``grads`` in place."""
+    def _add_auxiliary(self, grads: list[Tensor], pre: Tensor, dead: Tensor, centred: Tensor, error: Tensor) -> None:
+        """Dead latents reconstruct the error of a quarter of the batch; adds to ``grads`` in place.
+
+        The gradient passes straight through the ReLU, so that a latent which is zero on the whole batch still moves.
+        """
         rows = max(1, len(pre) // 4)
         top = pre[:rows, dead].topk(min(self.config.auxiliary_k, len(dead)), dim=1)
         places = torch.arange(rows).repeat_interleave(top.values.shape[1])

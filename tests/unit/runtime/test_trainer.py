@@ -16,6 +16,7 @@ from sae_runtime.build import train
 from sae_runtime.build.config import TrainConfig
 from sae_runtime.build.metrics import reconstruction_figures
 from sae_runtime.build.train import Trainer
+from sae_runtime.errors import InputError
 from sae_runtime.sae import load_sae, save_sae
 
 
@@ -99,7 +100,7 @@ def test_auxiliary_gradients_equal_automatic_differentiation() -> None:
     dead, rows, pre = torch.arange(0, 48, 5), 16, pre_activations(trainer, x)
     error = torch.randn(64, 16, generator=torch.Generator().manual_seed(3))
     found = [torch.zeros_like(parameter) for parameter in trainer.parameters]
-    trainer._add_auxiliary(found, pre, dead, x - trainer.b_dec, error, 1.0)
+    trainer._add_auxiliary(found, pre, dead, x - trainer.b_dec, error)
 
     w_enc, w_dec, b_enc, _ = parameters = leaves(trainer)
     top = pre[:rows, dead].topk(4, dim=1)
@@ -218,3 +219,8 @@ def test_the_seed_decides_the_run(tmp_path: Path) -> None:
     other = Trainer(config(), sparse_data(1_300), seed=8)
     assert torch.equal(first.w_enc, second.w_enc)
     assert not torch.equal(other.w_enc, Trainer(config(), sparse_data(1_300), seed=7).w_enc)
+
+
+def test_a_corpus_smaller_than_a_batch_is_an_input_error() -> None:
+    with pytest.raises(InputError, match="fewer than one batch of 64"):
+        Trainer(config(), sparse_data(63), seed=0)
