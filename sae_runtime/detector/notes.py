@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from sae_runtime.catalog.packs import PLACEHOLDER
 
@@ -13,6 +15,24 @@ MAX_MENTION = 60
 _TEMPLATE_TOKEN = re.compile(
     r"<\|[^|<>]{0,40}\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<\|?/?think\|?>", re.I
 )
+
+
+NOTE_OPENING = "\n\n[Note on the wording above: "
+NOTE_CLOSING = "]"
+
+
+def joined_notes(notes: Iterable[str]) -> str:
+    """What is appended to a text for ``notes``; equal ones are given once."""
+    return NOTE_OPENING + " ".join(dict.fromkeys(notes)) + NOTE_CLOSING
+
+
+def annotate_after(messages: Sequence[dict[str, Any]], notes: Iterable[str]) -> list[dict[str, Any]]:
+    """Chat messages with ``notes`` after the last user text (or the last text at all); the input is left alone."""
+    result = list(messages)
+    users = [index for index, message in enumerate(result) if message["role"] == "user"]
+    last = users[-1] if users else len(result) - 1
+    result[last] = {**result[last], "content": result[last]["content"] + joined_notes(notes)}
+    return result
 
 
 def render_note(template: str, mention: str) -> str:

@@ -62,7 +62,8 @@ class Misread(_Result):
 class Reading(_Result):
     """The reading of one conversation.
 
-    ``truncated`` says that the prompt was longer than the model's context and only its head was read.
+    ``tokens`` is empty unless it was asked for. ``truncated`` says that the prompt was longer than the model's context
+    and only its head was read.
     """
 
     model: str
@@ -70,4 +71,4 @@ class Reading(_Result):
     misreads: list[Misread]
     tokens: list[TokenReading]
     truncated: bool
-    timings_ms: dict[str, float]
+    timings_ms: dict[str, float] = {}

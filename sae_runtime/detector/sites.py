@@ -6,8 +6,6 @@ tokens that follow carry what it made of the mention. Which site reads a concept
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from sae_runtime.engines.chat import TokenSpan
 
 SITES = ("mention", "after", "rest")
@@ -26,18 +24,3 @@ def site_tokens(site: str, spans: list[TokenSpan], message: int, start: int, end
     first, last = inside[0], inside[-1]
     stop = {"mention": last + 1, "after": min(len(spans), last + 1 + _AFTER_TOKENS), "rest": len(spans)}[site]
     return range(first, stop)
-
-
-def pool(features: Tensor, content: Tensor, tokens: range) -> Tensor:
-    """Mean over the content tokens among ``tokens`` of ``sqrt(activation)``.
-
-    Args:
-        features: activations ``[tokens, latents]``.
-        content: bool ``[tokens]``, False for attention sinks.
-        tokens: positions to pool.
-
-    Returns:
-        ``[latents]``; zeros when no content token is among them. The square root tames the few huge activations.
-    """
-    part = features[tokens.start : tokens.stop][content[tokens.start : tokens.stop]]
-    return part.sqrt().mean(0) if len(part) else features.new_zeros(features.shape[1])

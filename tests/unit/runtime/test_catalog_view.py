@@ -23,7 +23,7 @@ from sae_runtime.catalog.tables import (
     SignatureRow,
     SignatureWeightRow,
 )
-from sae_runtime.catalog.view import CatalogView, Feature, feature_examples, latest_build
+from sae_runtime.catalog.view import CatalogView, Feature, feature_detail, latest_build
 from sae_runtime.errors import CatalogError
 from sae_runtime.models import ModelFingerprint
 
@@ -93,10 +93,13 @@ def test_contexts_are_counted_by_concept(catalog: Path) -> None:
     assert CatalogView.load(catalog).contexts_per_concept == {"bank": 4}
 
 
-def test_feature_examples_come_strongest_first(catalog: Path) -> None:
-    assert [row.activation for row in feature_examples(catalog, 70)] == [7.0, 5.0, 2.0]
-    assert [row.text for row in feature_examples(catalog, 70, limit=1)] == ["text 7"]
-    assert feature_examples(catalog, 9) == feature_examples(catalog, 12345) == []
+def test_a_feature_s_details_have_its_examples_strongest_first_and_its_concepts(catalog: Path) -> None:
+    detail = feature_detail(catalog, 70)
+    assert detail is not None
+    assert [example["activation"] for example in detail.examples] == [7.0, 5.0, 2.0]
+    assert detail.examples[0].keys() == {"text", "start", "end", "activation"}
+    assert detail.concepts
+    assert feature_detail(catalog, 12345) is None
 
 
 def test_the_latest_build_is_the_last_one_added(catalog: Path, tmp_path: Path) -> None:

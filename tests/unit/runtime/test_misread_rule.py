@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from itertools import product
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -20,7 +20,7 @@ from sae_runtime.build.calibrate import (
     flag_figures,
 )
 from sae_runtime.catalog.view import Concept, Sense
-from sae_runtime.detector.inspector import misread_senses, read_senses
+from sae_runtime.detector.detector import Readout, misread_senses
 from sae_runtime.evaluation.prompts import PlantedPrompt
 
 shares = st.floats(0, 1)
@@ -92,7 +92,7 @@ def test_a_reading_is_the_softmax_of_weighted_features(
     make_concept: Callable[..., Concept], make_sense: Callable[..., Sense]
 ) -> None:
     senses = (make_sense("first", bias=0.5, weights={70: 2.0, 9: -1.0}), make_sense("second", weights={9: 1.0}))
-    reading = read_senses(make_concept(senses=senses), torch.tensor([3.0, 1.5]), {9: 0, 70: 1})
+    reading = Readout.of(make_concept(senses=senses)).senses(np.array([3.0, 1.5]))  # latents 9 and 70
     assert math.log(reading["first"] / reading["second"]) == pytest.approx((0.5 + 2 * 1.5 - 3.0) - 3.0)
     assert sum(reading.values()) == pytest.approx(1.0)
 
@@ -101,7 +101,7 @@ def test_without_features_a_reading_rests_on_the_biases(
     make_concept: Callable[..., Concept], make_sense: Callable[..., Sense]
 ) -> None:
     senses = (make_sense("first", weights={4: 5.0}), make_sense("second", weights={4: -5.0}))
-    assert read_senses(make_concept(senses=senses), torch.zeros(1), {4: 0}) == {"first": 0.5, "second": 0.5}
+    assert Readout.of(make_concept(senses=senses)).senses(np.zeros(1)) == {"first": 0.5, "second": 0.5}
 
 
 def test_figures_count_right_flags_and_false_ones() -> None:

@@ -1,15 +1,13 @@
-"""Which tokens a mention is read at, how their features are pooled, and which tokens count as attention sinks."""
+"""Which tokens a mention is read at."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_runtime.detector.sites import SITES, pool, site_tokens
+from sae_runtime.detector.sites import SITES, site_tokens
 from sae_runtime.engines.chat import TokenSpan
-from sae_runtime.engines.transformers import SINK_FACTOR, content_mask
 
 
 def prompt(contents: list[int]) -> list[TokenSpan]:
@@ -48,21 +46,3 @@ def test_sites_grow_from_mention_to_rest_and_never_look_back(site: str, start: i
     assert set(mention) <= set(after) <= set(rest)
     assert mention.start == after.start == rest.start
     assert {i for i, s in enumerate(spans) if s.message == 0 and s.start < end and s.end > start} == set(mention)
-
-
-def test_pooling_is_the_mean_root_over_content_tokens() -> None:
-    features = torch.tensor([[100.0, 0.0], [4.0, 0.0], [16.0, 9.0], [1.0, 1.0]])
-    content = torch.tensor([False, True, True, True])
-    assert pool(features, content, range(0, 3)).tolist() == [3.0, 1.5]
-
-
-def test_pooling_without_content_tokens_is_zero() -> None:
-    assert pool(torch.ones(2, 3), torch.tensor([False, True]), range(0, 1)).tolist() == [0.0, 0.0, 0.0]
-    assert pool(torch.ones(2, 3), torch.tensor([True, True]), range(0)).tolist() == [0.0, 0.0, 0.0]
-
-
-def test_the_first_token_and_outsized_tokens_are_sinks() -> None:
-    residual = torch.ones(6, 4, dtype=torch.bfloat16)
-    residual[3] *= SINK_FACTOR * 2
-    residual[4] *= SINK_FACTOR / 2
-    assert content_mask(residual).tolist() == [False, True, True, False, True, True]

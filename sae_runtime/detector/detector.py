@@ -1,0 +1,260 @@
+"""The detector: from a conversation and its features to readings and misreads. It never runs the model itself.
+
+:meth:`Detector.plan` looks at the text alone: tokens, mentions, and which latents are needed to read them. An engine
+supplies those (or none, when nothing is mentioned), and :meth:`Detector.reading` judges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_runtime.catalog.view import CatalogView, Concept
+from sae_runtime.detector.context import intended_senses, softmax
+from sae_runtime.detector.mentions import Mention, MentionFinder
+from sae_runtime.detector.notes import render_note
+from sae_runtime.detector.results import FeatureActivation, MentionReading, Misread, Reading, TokenReading
+from sae_runtime.detector.sites import site_tokens
+from sae_runtime.engines.chat import ChatEncoder, ChatMessage, EncodedChat
+from sae_runtime.engines.features import PromptFeatures
+from sae_runtime.errors import EngineError, InputError
+
+_TOKEN_FEATURES = 6
+_DECIDING_FEATURES = 5
+
+
+@dataclass(frozen=True)
+class PlacedMention:
+    """A mention in message number ``message``, read over the prompt tokens ``tokens`` (empty: they were cut off)."""
+
+    mention: Mention
+    message: int
+    tokens: range
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be read.
+
+    Attributes:
+        messages: the conversation.
+        chat: its tokens.
+        mentions: the mentions to read.
+        latents: latents that the reading needs (indices in the full dictionary); None for all.
+        domain: the deployer's declared domain.
+    """
+
+    messages: Sequence[ChatMessage]
+    chat: EncodedChat
+    mentions: list[PlacedMention]
+    latents: list[int] | None
+    domain: str | None
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether activations are needed at all; without a mention there is nothing to read in them."""
+        return self.latents is None or bool(self.latents)
+
+
+class Detector:
+    """Finds and judges mentions with one catalog. Deterministic, and safe to call from several threads.
+
+    Args:
+        view: the catalog.
+        encoder: tokenises conversations as the model sees them.
+        context_length: longer prompts are cut to this many tokens, their head.
+    """
+
+    def __init__(self, view: CatalogView, encoder: ChatEncoder, context_length: int) -> None:
+        self.view = view
+        self.encoder = encoder
+        self.context_length = context_length
+        self._finder = MentionFinder(view.concepts)
+        self._readouts = {concept.slug: Readout.of(concept) for concept in view.concepts}
+        self._width = max(view.features, default=0) + 1
+
+    def plan(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        domain: str | None = None,
+        read: Sequence[int] | None = None,
+        tokens: bool = True,
+    ) -> Plan:
+        """Tokenise ``messages`` and find the mentions.
+
+        Args:
+            messages: the conversation as the model will see it.
+            domain: the deployer's declared domain; senses of that domain count as intended.
+            read: indices of the messages in which mentions are looked for; None takes the last user message.
+            tokens: also read every token, for people who look at it; otherwise only what the mentions need.
+
+        Raises:
+            InputError: there is nothing to read.
+        """
+        wanted = _last_user(messages) if read is None else list(read)
+        chat = self.encoder.encode(messages, limit=self.context_length)
+        mentions = [
+            PlacedMention(
+                mention,
+                message,
+                site_tokens(mention.concept.site, chat.spans, message, mention.start, mention.end),
+            )
+            for message in wanted
+            for mention in self._finder.find(messages[message]["content"])
+        ]
+        mentions = [placed for placed in mentions if placed.tokens]
+        needed = {latent for placed in mentions for latent in self._readout(placed).latents.tolist()}
+        return Plan(messages, chat, mentions, None if tokens else sorted(needed), domain)
+
+    def reading(self, plan: Plan, features: PromptFeatures | None) -> Reading:
+        """Judge what was planned.
+
+        Args:
+            plan: from :meth:`plan`.
+            features: at least the plan's latents at all its tokens; None when the plan needs no model.
+
+        Raises:
+            EngineError: the features are of another prompt.
+        """
+        if features is None and plan.needs_model:
+            raise EngineError("There are no features to read.", "Read the prompt again.")
+        if features is not None and len(features) != len(plan.chat.token_ids):
+            raise EngineError(
+                f"{len(features)} tokens were captured, but the prompt has {len(plan.chat.token_ids)}.",
+                "The server renders the conversation differently; check chat template and tools.",
+            )
+        mentions, misreads = [], []
+        for placed in plan.mentions:
+            assert features is not None  # noqa: S101 (a mention's readout has latents)
+            mention, misread = self._judge(placed, plan, features)
+            mentions.append(mention)
+            misreads += [misread] if misread else []
+        return Reading(
+            model=self.view.model_name,
+            mentions=mentions,
+            misreads=misreads,
+            tokens=self._tokens(plan.chat, features) if features is not None and plan.latents is None else [],
+            truncated=plan.chat.truncated,
+        )
+
+    def _readout(self, placed: PlacedMention) -> Readout:
+        return self._readouts[placed.mention.concept.slug]
+
+    def _judge(
+        self, placed: PlacedMention, plan: Plan, features: PromptFeatures
+    ) -> tuple[MentionReading, Misread | None]:
+        concept, start, end = placed.mention.concept, placed.mention.start, placed.mention.end
+        text = plan.messages[placed.message]["content"]
+        readout = self._readout(placed)
+        pooled = features.pooled(placed.tokens, self._width)[readout.latents]
+        reading = readout.senses(pooled)
+        intended, evidence = intended_senses(concept, text, start, end, plan.domain)
+        place = {
+            "concept": concept.slug,
+            "text": text[start:end],
+            "message": placed.message,
+            "start": start,
+            "end": end,
+        }
+        result = MentionReading.model_validate({**place, "reading": _rounded(reading), "intended": _rounded(intended)})
+        verdict = misread_senses(concept, reading, intended)
+        if verdict is None:
+            return result, None
+        read_as, meant = verdict
+        note = next(sense.note for sense in concept.senses if sense.slug == meant)
+        why = {
+            "read_as": read_as,
+            "intended": meant,
+            "p_read_as": round(reading[read_as], 4),
+            "p_intended": round(intended[meant], 4),
+            "evidence": evidence[meant],
+            "note": render_note(note, text[start:end]),
+            "features": self._deciding(readout, pooled, read_as, meant),
+        }
+        return result, Misread.model_validate({**place, **why})
+
+    def _deciding(
+        self, readout: Readout, pooled: NDArray[np.float64], read_as: str, meant: str
+    ) -> list[FeatureActivation]:
+        """The features that pulled most towards ``read_as`` and away from ``meant``."""
+        rows = {sense: row for row, sense in enumerate(readout.slugs)}
+        pulls = pooled * (readout.weights[rows[read_as]] - readout.weights[rows[meant]])
+        order = np.lexsort((readout.latents, -pulls))[:_DECIDING_FEATURES]
+        return [self._activation(int(readout.latents[i]), float(pooled[i]) ** 2) for i in order if pulls[i] > 0]
+
+    def _tokens(self, chat: EncodedChat, features: PromptFeatures) -> list[TokenReading]:
+        return [
+            TokenReading(
+                text=span.text,
+                message=span.message,
+                start=span.start,
+                end=span.end,
+                features=[self._activation(latent, value) for latent, value in row],
+            )
+            for span, row in zip(chat.spans, features.strongest(_TOKEN_FEATURES), strict=True)
+        ]
+
+    def _activation(self, index: int, value: float) -> FeatureActivation:
+        feature = self.view.features.get(index)
+        label = feature.label if feature else f"latent {index}"
+        return FeatureActivation(index=index, label=label, activation=round(value, 3))
+
+
+@dataclass(frozen=True)
+class Readout:
+    """A concept's signatures as arrays: sense ``slugs``, ``latents`` ``[m]``, ``weights`` ``[senses, m]``, ``bias``."""
+
+    slugs: list[str]
+    latents: NDArray[np.int64]
+    weights: NDArray[np.float64]
+    bias: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, concept: Concept) -> Readout:
+        """The readout of ``concept``."""
+        latents = sorted({latent for sense in concept.senses for latent in sense.weights})
+        return cls(
+            slugs=[sense.slug for sense in concept.senses],
+            latents=np.array(latents, dtype=np.int64),
+            weights=np.array([[sense.weights.get(latent, 0.0) for latent in latents] for sense in concept.senses]),
+            bias=np.array([sense.bias for sense in concept.senses]),
+        )
+
+    def senses(self, pooled: NDArray[np.float64]) -> dict[str, float]:
+        """What the model understood: softmax over the senses of ``bias + weights @ pooled``."""
+        scores = self.bias + self.weights @ pooled
+        return dict(zip(self.slugs, softmax(scores.tolist()), strict=True))
+
+
+def misread_senses(concept: Concept, reading: dict[str, float], intended: dict[str, float]) -> tuple[str, str] | None:
+    """The misread rule with the concept's calibrated thresholds; see :func:`disagreement`."""
+    return disagreement(reading, intended, concept.read_below, concept.intended_above)
+
+
+def disagreement(
+    reading: dict[str, float], intended: dict[str, float], read_below: float, intended_above: float
+) -> tuple[str, str] | None:
+    """The misread rule: (read as, intended), or None to abstain.
+
+    Flags when the intended source is sure of a sense (at least ``intended_above``) and the reading gives that very
+    sense little (at most ``read_below``). Both thresholds are calibrated; between them nothing is said.
+    """
+    meant = max(intended, key=intended.__getitem__)
+    read_as = max(reading, key=reading.__getitem__)
+    sure = intended[meant] >= intended_above and reading[meant] <= read_below
+    return (read_as, meant) if sure and read_as != meant else None
+
+
+def _last_user(messages: Sequence[ChatMessage]) -> list[int]:
+    users = [index for index, message in enumerate(messages) if message["role"] == "user"]
+    if not users or not messages[users[-1]]["content"].strip():
+        raise InputError("The prompt is empty.", "Write something in the last user message.")
+    return users[-1:]
+
+
+def _rounded(probabilities: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in probabilities.items()}
