@@ -64,9 +64,21 @@ class SAEAnnotator(RunnableSerializable[LanguageModelInput, list[BaseMessage]]):
         return cls(source=CatalogSource.open(model, artefacts=artefacts, device=device), **options)
 
     @classmethod
-    def from_url(cls, url: str, *, api_key: str | None = None, **options: Any) -> SAEAnnotator:
-        """Read through a server started by ``sensecheck serve``; ``options`` are the other attributes of the class."""
-        return cls(source=ServerSource(url, api_key=api_key), **options)
+    def from_url(
+        cls, url: str, *, api_key: str | None = None, artefacts: Path | None = None, **options: Any
+    ) -> SAEAnnotator:
+        """Read through a server started by ``sensecheck serve``.
+
+        Args:
+            url: the server's root.
+            api_key: its key, when it asks for one.
+            artefacts: folder of a catalog; readings of a server that uses another one are refused.
+            options: the other attributes of the class.
+
+        Raises:
+            CatalogError: there is no usable catalog in ``artefacts``.
+        """
+        return cls(source=ServerSource(url, api_key=api_key, artefacts=artefacts), **options)
 
     @property
     def stats(self) -> Stats:

@@ -8,12 +8,11 @@ from langchain_core.messages import BaseMessage, SystemMessage
 
 from middleware.inputs import last_user, text_parts
 from middleware.types import Placement
+from sae_runtime.detector.notes import NOTE_CLOSING, joined_notes
 from sae_runtime.detector.results import Misread
 
-NOTE_OPENING = "\n\n[Note on the wording above: "
 SYSTEM_OPENING = "[Note on the wording of the user's message: "
 INLINE_OPENING = " [Note: "
-CLOSING = "]"
 
 
 def place_notes(
@@ -30,20 +29,20 @@ def place_notes(
         return result
     notes = list(dict.fromkeys(misread.note for misread in misreads))
     if placement == "system":
-        text = SYSTEM_OPENING + " ".join(notes) + CLOSING
+        text = SYSTEM_OPENING + " ".join(notes) + NOTE_CLOSING
         if result and isinstance(result[0], SystemMessage):
             result[0] = _insert(result[0], None, "\n\n" + text)
         else:
             result.insert(0, SystemMessage(text))
     elif placement == "inline":
         for misread in sorted(misreads, key=lambda item: -item.end):  # from the back: earlier places stay valid
-            note = INLINE_OPENING + misread.note + CLOSING
+            note = INLINE_OPENING + misread.note + NOTE_CLOSING
             result[misread.message] = _insert(result[misread.message], misread.end, note)
     else:
         target = last_user(result)
         if target is None:
             target = misreads[-1].message
-        result[target] = _insert(result[target], None, NOTE_OPENING + " ".join(notes) + CLOSING)
+        result[target] = _insert(result[target], None, joined_notes(notes))
     return result
 
 

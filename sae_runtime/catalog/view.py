@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from pydantic import BaseModel
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, selectinload
 
@@ -12,11 +14,12 @@ from sae_runtime.catalog.store import open_catalog
 from sae_runtime.catalog.tables import (
     BuildRow,
     ConceptRow,
-    FeatureExampleRow,
     FeatureRow,
+    FeatureValidationRow,
     SaeRow,
     SenseRow,
     SignatureRow,
+    SignatureWeightRow,
 )
 from sae_runtime.errors import CatalogError
 from sae_runtime.models import ModelFingerprint
@@ -119,14 +122,52 @@ def latest_build(location: Path | str) -> BuildRow | None:
         return row
 
 
-def feature_examples(location: Path | str, index: int, limit: int = 5) -> list[FeatureExampleRow]:
-    """Texts on which the feature ``index`` fires most."""
+class FeatureDetail(BaseModel):
+    """Everything that the catalog knows of one feature.
+
+    ``examples``: texts with the token ``text[start:end]`` and its activation, strongest first. ``validations``: scores of
+    the label on unseen text. ``concepts``: those whose signatures use the feature.
+    """
+
+    index: int
+    label: str
+    density: float
+    max_activation: float
+    examples: list[dict[str, Any]]
+    validations: list[dict[str, Any]]
+    concepts: list[str]
+
+
+def feature_detail(location: Path | str, index: int) -> FeatureDetail | None:
+    """The feature ``index`` of the full dictionary, or None when it is not catalogued."""
     with open_catalog(location) as session:
-        query = select(FeatureExampleRow).join(FeatureRow, FeatureExampleRow.feature_id == FeatureRow.id)
-        query = query.where(FeatureRow.index == index).order_by(FeatureExampleRow.activation.desc()).limit(limit)
-        rows = list(session.scalars(query))
-        session.expunge_all()
-        return rows
+        row = session.scalars(select(FeatureRow).where(FeatureRow.index == index)).first()
+        if row is None:
+            return None
+        concepts = session.scalars(
+            select(ConceptRow.slug).distinct().order_by(ConceptRow.slug)
+            .join(SenseRow, SenseRow.concept_id == ConceptRow.id)
+            .join(SignatureRow, SignatureRow.sense_id == SenseRow.id)
+            .join(SignatureWeightRow, SignatureWeightRow.signature_id == SignatureRow.id)
+            .where(SignatureWeightRow.feature_id == row.id)
+        )  # fmt: skip
+        examples = sorted(row.examples, key=lambda example: -example.activation)
+        validations = session.scalars(select(FeatureValidationRow).where(FeatureValidationRow.feature_id == row.id))
+        return FeatureDetail(
+            index=row.index,
+            label=row.label,
+            density=row.density,
+            max_activation=row.max_activation,
+            examples=[_columns(example) for example in examples],
+            validations=[_columns(validation) for validation in validations],
+            concepts=list(concepts),
+        )
+
+
+def _columns(row: Any) -> dict[str, Any]:
+    """A row's values without its keys."""
+    names = (column.name for column in row.__table__.columns)
+    return {name: getattr(row, name) for name in names if name not in ("id", "feature_id")}
 
 
 def _concept(row: ConceptRow, index_of: dict[int, int]) -> Concept:

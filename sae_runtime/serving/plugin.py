@@ -1,7 +1,6 @@
-"""Inspection routes inside the vLLM server, under ``/v1/sae`` so that the server's API key guards them.
+"""The vLLM endpoint plugin: Sensecheck's routes in the API server, under ``/v1`` so that the server's API key guards them.
 
-Loaded through the ``vllm.endpoint_plugins`` entry point when ``sensecheck serve`` names it in ``VLLM_PLUGINS``. The
-reading runs in the API server's process with the transformers engine; moving it into the worker changes no route.
+Loaded through the ``vllm.endpoint_plugins`` entry point when ``sensecheck serve`` names it in ``VLLM_PLUGINS``.
 """
 
 from __future__ import annotations
@@ -13,19 +12,26 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from fastapi import FastAPI, HTTPException
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import save
 from starlette.datastructures import State
 
-from sae_runtime.detector import Inspector, Reading
+from sae_runtime.catalog.view import FeatureDetail, feature_detail
+from sae_runtime.detector import Detector, Inspector, Reading
+from sae_runtime.detector.artefacts import Artefacts
+from sae_runtime.detector.notes import annotate_after
+from sae_runtime.engines.chat import ChatEncoder
 from sae_runtime.errors import InputError, SensecheckError
+from sae_runtime.paths import CATALOG_FILE
+from sae_runtime.serving.readers import SidecarReader, WorkerReader
+from sae_runtime.serving.service import BusyError, ReadingService
 
 logger = logging.getLogger("sensecheck")
 
 MAX_MESSAGES = 256
 MAX_CHARACTERS = 400_000
-MAX_CONCURRENT = 2  # a reading is one forward pass on the server's own cores
 
 
 class InspectMessage(BaseModel):
@@ -36,44 +42,101 @@ class InspectMessage(BaseModel):
 
 
 class InspectRequest(BaseModel):
-    """What to read: the conversation, the declared domain, the messages in which mentions are looked for."""
+    """What to read.
+
+    ``messages``: the conversation. ``domain``: the deployer's declared domain. ``read``: numbers of the messages in which
+    mentions are looked for; by default the last user message. ``tokens``: also read every token; without it only what
+    the mentions need is encoded, and a prompt without mentions costs the model nothing.
+    """
 
     messages: Annotated[list[InspectMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     domain: Annotated[str | None, Field(max_length=64)] = None
     read: list[int] | None = None
+    tokens: bool = True
+
+
+class InspectResponse(Reading):
+    """The reading, and the conversation with notes after the last user text."""
+
+    annotated_messages: list[dict[str, str]]
+
+
+class ResidualRequest(BaseModel):
+    """Tokens of a prompt whose residual stream is wanted."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    token_ids: Annotated[list[int], Field(min_length=1, max_length=1_000_000)]
 
 
 class SensecheckEndpoint:
-    """vLLM endpoint plugin: ``POST /v1/sae/inspect`` and ``GET /v1/sae/health``."""
+    """Routes: ``/v1/sae/inspect``, ``/v1/sae/features/{index}``, ``/v1/sae/health`` and one-call chat completions."""
 
     name = "sensecheck"
     required_tasks = ("generate",)
 
     def __init__(self) -> None:
-        self._inspector: Inspector | None = None
-        self._slots = asyncio.Semaphore(MAX_CONCURRENT)
+        self.service: ReadingService | None = None
+        self._artefacts: Artefacts | None = None
+        self._one_call: Any = None
 
     def attach_router(self, app: FastAPI) -> None:
         """Register the routes."""
+        from sae_runtime.serving.one_call import OneCall  # imports vLLM's API server
 
-        @app.post("/v1/sae/inspect", response_model=Reading, tags=["sensecheck"])
+        self._one_call = OneCall()
+        self._one_call.attach(app)
+        self.attach_reading_routes(app)
+
+    def attach_reading_routes(self, app: FastAPI) -> None:
+        """Register the routes under ``/v1/sae``."""
+
+        @app.post("/v1/sae/inspect", response_model=InspectResponse, tags=["sensecheck"])
         async def inspect(request: InspectRequest) -> Any:
-            """Read a conversation: tokens with features, mentions, misreads and notes."""
+            """Read a conversation: tokens with features, mentions, misreads, notes, annotated messages."""
             return await self._inspect(request)
+
+        @app.get("/v1/sae/features/{index}", response_model=FeatureDetail, tags=["sensecheck"])
+        async def feature(index: int) -> Any:
+            """One catalogued feature: label, density, examples, scores, concepts that use it."""
+            if self._artefacts is None:
+                return _error(503, "The catalog is not open yet.")
+            location = self._artefacts.folder / CATALOG_FILE
+            found = await asyncio.to_thread(feature_detail, location, index)
+            return found or _error(404, f"The catalog has no feature {index}.")
 
         @app.get("/v1/sae/health", tags=["sensecheck"])
         async def health() -> dict[str, Any]:
-            """Which model, SAE and catalog read here."""
+            """Which model, SAE and catalog read here, and what was read so far."""
             return self._health()
+
+        @app.post("/v1/sae/residual", tags=["sensecheck"])
+        async def residual(request: ResidualRequest) -> Response:
+            """The residual stream of a prompt as safetensors, where the server was started with it."""
+            return await self._residual(request)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Open the artefacts that ``sensecheck serve`` named, before the server reports healthy."""
         model = os.environ["SENSECHECK_SERVE_MODEL"]
-        artefacts = Path(os.environ["SENSECHECK_SERVE_ARTEFACTS"])
-        self._inspector = await asyncio.to_thread(Inspector.from_model, model, artefacts=artefacts, fetch=False)
+        folder = Path(os.environ["SENSECHECK_SERVE_ARTEFACTS"])
+        opened = await asyncio.to_thread(Artefacts.open, model, folder=folder, fetch=False)
+        # One place is left for the token that the engine samples after a prompt.
+        detector = Detector(opened.view, ChatEncoder(opened.model.path), engine_client.model_config.max_model_len - 1)
+        reader: WorkerReader | SidecarReader
+        if channel := os.environ.get("SENSECHECK_SERVE_CHANNEL"):
+            from sae_runtime.engines.vllm.channel import Inbox
+
+            reader = WorkerReader(engine_client, Inbox(channel))
+        else:
+            inspector = await asyncio.to_thread(Inspector.from_model, model, artefacts=folder, fetch=False)
+            reader = SidecarReader(inspector)
+        self._artefacts = opened
+        self.service = ReadingService(detector, reader)
+        if self._one_call is not None:
+            self._one_call.service = self.service
 
     async def _inspect(self, request: InspectRequest) -> Any:
-        if self._inspector is None:
+        if self.service is None:
             return _error(503, "The inspector is not ready.")
         messages: list[Any] = [message.model_dump() for message in request.messages]
         if sum(len(message["content"]) for message in messages) > MAX_CHARACTERS:
@@ -82,26 +145,43 @@ class SensecheckEndpoint:
         if read is not None and not all(0 <= index < len(messages) for index in read):
             return _error(422, "`read` names a message that does not exist.")
         try:
-            async with self._slots:
-                return await asyncio.to_thread(self._inspector.inspect, messages, domain=request.domain, read=read)
+            reading = await self.service.inspect(messages, domain=request.domain, read=read, tokens=request.tokens)
         except InputError as error:
             return _error(422, str(error))
+        except BusyError as error:
+            return _error(503, str(error), {"Retry-After": "1"})
         except SensecheckError as error:
             logger.exception("inspection failed")
             return _error(500, str(error))
+        notes = [misread.note for misread in reading.misreads]
+        annotated = annotate_after(messages, notes) if notes else messages
+        return InspectResponse(**dict(reading), annotated_messages=annotated)
+
+    async def _residual(self, request: ResidualRequest) -> Response:
+        if self.service is None or not isinstance(self.service.reader, WorkerReader):
+            raise HTTPException(404)
+        try:
+            stream = await self.service.reader.residual(request.token_ids)
+        except SensecheckError as error:
+            return _error(403, str(error))
+        return Response(save({"residual": stream}), media_type="application/octet-stream")
 
     def _health(self) -> dict[str, Any]:
-        if self._inspector is None:
+        if self.service is None:
             return {"status": "starting"}
-        view = self._inspector.view
+        view = self.service.detector.view
+        in_worker = isinstance(self.service.reader, WorkerReader)
         return {
             "status": "ok",
             "model": view.model_name,
             "layer": view.layer,
+            "engine": "vllm" if in_worker else "transformers",
             "fingerprints": {**view.model.model_dump(), "sae": view.sae_fingerprint},
             "concepts": len(view.concepts),
+            "counters": dict(self.service.counters),
         }
 
 
-def _error(status: int, message: str) -> JSONResponse:
-    return JSONResponse({"error": {"message": message, "type": "sensecheck", "code": status}}, status_code=status)
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    body = {"error": {"message": message, "type": "sensecheck", "code": status}}
+    return JSONResponse(body, status_code=status, headers=headers)

@@ -8,18 +8,23 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import httpx
 
+from sae_runtime.detector.artefacts import Artefacts
+from sae_runtime.engines.vllm.options import UNSUPPORTED, in_worker_arguments
 from sae_runtime.errors import ServerError
 from sae_runtime.models import ResolvedModel, resolve_model
 from sae_runtime.paths import artefacts_for, logs_dir
 
 DEFAULT_PORT = 8000
+Engine = Literal["vllm", "transformers"]
 _STOP_SECONDS = 20.0
 
 
@@ -33,6 +38,8 @@ class ServerOptions:
         max_model_len: context window in tokens.
         compiled: compile the model (faster generation, about 100 s longer the first time) instead of eager mode.
         artefacts: folder of SAE and catalog for the inspection routes; None takes the shipped ones.
+        engine: where prompts are read: ``vllm`` inside its worker, ``transformers`` beside it.
+        residual: let clients ask for the residual stream itself (for building dictionaries and for tests).
         extra: further vLLM options, passed through.
         start_seconds: how long the server may take to become healthy.
     """
@@ -43,6 +50,8 @@ class ServerOptions:
     max_model_len: int = 4096
     compiled: bool = False
     artefacts: Path | None = None
+    engine: Engine = "vllm"
+    residual: bool = False
     extra: tuple[str, ...] = ()
     start_seconds: float = 420.0
     environment: dict[str, str] = field(default_factory=dict)
@@ -79,17 +88,16 @@ class ModelServer:
         if find_spec("vllm") is None:
             raise ServerError("vLLM is not installed.", "Install sensecheck[cpu] or sensecheck[gpu].")
         resolved = resolve_model(model)
-        if options.artefacts is not None and not options.artefacts.is_dir():
-            raise ServerError(f"There is no artefacts folder {options.artefacts}.", "Check --artefacts.")
+        reading = _Reading.of(resolved, options)
         port = _free_port(options.host, options.port)
         log = logs_dir() / f"server-{port}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "sae_runtime.serving.child", *_arguments(resolved, options, port)],
+                [sys.executable, "-m", "sae_runtime.serving.child", *_arguments(resolved, options, port, reading)],
                 stdin=subprocess.PIPE,  # closes with this process, however it ends; see child.py
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=_environment(resolved, options),
+                env=_environment(options, reading),
                 start_new_session=True,  # Ctrl-C reaches us, and we stop the server in order
             )
         server = cls(process, f"http://{options.host}:{port}", resolved.name, log)
@@ -122,14 +130,21 @@ class ModelServer:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise ServerError(
-                    f"The server ended with code {self.process.returncode}.\n{_tail(self.log)}", f"Log: {self.log}"
-                )
+                raise _ended(self.process.returncode, self.log)
             if is_healthy(self.url):
                 return
             tick(_tail(self.log, 1))
             time.sleep(0.5)
         raise ServerError(f"The server was not healthy after {seconds:.0f} s.\n{_tail(self.log)}", f"Log: {self.log}")
+
+
+def _ended(code: int, log: Path) -> ServerError:
+    if UNSUPPORTED in log.read_text("utf-8", errors="replace"):
+        return ServerError(
+            "vLLM cannot hand out this model's hidden states, so it cannot be read in the worker.",
+            f"Serve with `--engine transformers`, which reads beside vLLM. Log: {log}",
+        )
+    return ServerError(f"The server ended with code {code}.\n{_tail(log)}", f"Log: {log}")
 
 
 def is_healthy(url: str) -> bool:
@@ -140,11 +155,15 @@ def is_healthy(url: str) -> bool:
         return False
 
 
+def bearer(api_key: str | None) -> dict[str, str]:
+    """HTTP headers that carry the server's key."""
+    return {"Authorization": f"Bearer {api_key}"} if api_key else {}
+
+
 def served_model(url: str, api_key: str | None = None) -> str | None:
     """Name of the model served at ``url``, or None when nothing that we know answers there."""
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        response = httpx.get(f"{url}/v1/models", headers=headers, timeout=5).raise_for_status()
+        response = httpx.get(f"{url}/v1/models", headers=bearer(api_key), timeout=5).raise_for_status()
         return response.json()["data"][0]["id"]
     except (httpx.HTTPError, ValueError, KeyError, IndexError):
         return None
@@ -152,14 +171,37 @@ def served_model(url: str, api_key: str | None = None) -> str | None:
 
 def reads_prompts(url: str, api_key: str | None = None) -> bool:
     """Whether the server at ``url`` has the inspection routes."""
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        return httpx.get(f"{url}/v1/sae/health", headers=headers, timeout=5).json()["status"] == "ok"
+        return httpx.get(f"{url}/v1/sae/health", headers=bearer(api_key), timeout=5).json()["status"] == "ok"
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return False
 
 
-def _arguments(model: ResolvedModel, options: ServerOptions, port: int) -> list[str]:
+@dataclass(frozen=True)
+class _Reading:
+    """What the server is told about reading prompts: options of vLLM and settings of the endpoint plugin."""
+
+    arguments: list[str]
+    environment: dict[str, str]
+
+    @classmethod
+    def of(cls, model: ResolvedModel, options: ServerOptions) -> _Reading:
+        """Check the artefacts, if there are any, before anything is started."""
+        if options.artefacts is not None and not options.artefacts.is_dir():
+            raise ServerError(f"There is no artefacts folder {options.artefacts}.", "Check --artefacts.")
+        folder = options.artefacts or artefacts_for(model.name)
+        if not folder.is_dir():
+            return cls([], {})
+        opened = Artefacts.open(str(model.path), folder=folder, fetch=False)
+        environment = {"SENSECHECK_SERVE_MODEL": str(model.path), "SENSECHECK_SERVE_ARTEFACTS": str(folder)}
+        if options.engine == "transformers":
+            return cls([], environment)
+        channel = uuid.uuid4().hex
+        environment["SENSECHECK_SERVE_CHANNEL"] = channel
+        return cls(in_worker_arguments(folder, opened.view.layer, channel, residual=options.residual), environment)
+
+
+def _arguments(model: ResolvedModel, options: ServerOptions, port: int, reading: _Reading) -> list[str]:
     arguments = [
         "--model", str(model.path), "--served-model-name", model.name,
         "--host", options.host, "--port", str(port),
@@ -168,10 +210,10 @@ def _arguments(model: ResolvedModel, options: ServerOptions, port: int) -> list[
     ]  # fmt: skip
     if not options.compiled:
         arguments.append("--enforce-eager")
-    return [*arguments, *options.extra]
+    return [*arguments, *reading.arguments, *options.extra]
 
 
-def _environment(model: ResolvedModel, options: ServerOptions) -> dict[str, str]:
+def _environment(options: ServerOptions, reading: _Reading) -> dict[str, str]:
     settings = {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -181,13 +223,10 @@ def _environment(model: ResolvedModel, options: ServerOptions) -> dict[str, str]
     environment = settings | dict(os.environ) | options.environment
     if options.api_key:
         environment["VLLM_API_KEY"] = options.api_key  # not on the command line, where every user could read it
-    artefacts = options.artefacts or artefacts_for(model.name)
-    if artefacts.is_dir():
+    if reading.environment:
         # The variable is an allow-list; what the user asked for stays on it.
         environment["VLLM_PLUGINS"] = ",".join(filter(None, [environment.get("VLLM_PLUGINS"), "sensecheck"]))
-        environment["SENSECHECK_SERVE_MODEL"] = str(model.path)
-        environment["SENSECHECK_SERVE_ARTEFACTS"] = str(artefacts)
-    return environment
+    return environment | reading.environment
 
 
 def _free_port(host: str, port: int) -> int:

@@ -21,7 +21,7 @@ _CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"
 
 @pytest.fixture(scope="module")
 def chat_url(server) -> Iterator[str]:
-    annotator = SAEAnnotator(source=ServerSource(server.url), deadline=60)
+    annotator = SAEAnnotator(source=ServerSource(server.url, tokens=True), deadline=60)
     page = build_page(annotator, Backend(server.url, server.model))
     url = start_page(page, port=0, block=False)
     yield url

@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sae_runtime.engines.chat import ChatEncoder
-from sae_runtime.engines.transformers import TransformersEngine, content_mask
+from sae_runtime.engines.features import content_mask
+from sae_runtime.engines.transformers import TransformersEngine
 from sae_runtime.errors import EngineError
 from sae_runtime.models import resolve_model
 

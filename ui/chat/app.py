@@ -23,8 +23,8 @@ _READING_SECONDS = 20.0
 EXAMPLES = [  # prompt, declared domain; the last one is read as it is meant
     ["How often should I clean my mouse?", "biology"],
     [
-        "I'm off to the bank to make a deposit: two tonnes of gravel, because the stream keeps washing it away. "
-        "What else slows down erosion?",
+        "The pitcher took a nasty knock at Saturday's baseball picnic, and now lemonade leaks through a crack near the "
+        "handle. Which glue is food safe?",
         "",
     ],
     ["The bass was too heavy to carry up the stairs. What should I do?", ""],
@@ -33,7 +33,9 @@ EXAMPLES = [  # prompt, declared domain; the last one is read as it is meant
 
 def launch(backend: Backend, *, port: int) -> None:
     """Serve the chat on loopback until interrupted."""
-    annotator = SAEAnnotator(source=ServerSource(backend.url, api_key=backend.api_key), deadline=_READING_SECONDS)
+    annotator = SAEAnnotator(
+        source=ServerSource(backend.url, api_key=backend.api_key, tokens=True), deadline=_READING_SECONDS
+    )
     start_page(build_page(annotator, backend), port=port, block=True)
 
 

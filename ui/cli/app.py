@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -29,6 +29,7 @@ app.add_typer(model_app, name="model")
 app.add_typer(db_app, name="db")
 stderr = Console(stderr=True)
 
+Engine = Literal["vllm", "transformers"]
 Model = Annotated[str, typer.Option("--model", "-m", help="Built-in name, local model folder, or hub id.")]
 Artefacts = Annotated[
     Path | None, typer.Option(help="Folder with SAE and catalog; by default the ones shipped for the model.")
@@ -92,13 +93,31 @@ def serve(
     port: Annotated[int, typer.Option(help="Port; 0 picks a free one.")] = 8000,
     api_key: Annotated[str | None, typer.Option(envvar="VLLM_API_KEY", help="Key that requests must carry.")] = None,
     compiled: Annotated[bool, typer.Option(help="Compile the model: faster answers, slower first start.")] = False,
+    engine: Annotated[
+        Engine, typer.Option(help="Where prompts are read: inside vLLM's worker, or by transformers beside it.")
+    ] = "vllm",
+    residual: Annotated[
+        bool, typer.Option("--residual", help="Also hand out residual streams, under /v1/sae/residual.")
+    ] = False,
     artefacts: Artefacts = None,
 ) -> None:
-    """Serve the model with vLLM's OpenAI-compatible API, with the reading under /v1/sae. Further options go to vLLM."""
+    """Serve the model with vLLM's OpenAI-compatible API, read prompts in its worker, annotate chats that ask for it.
+
+    Further options go to vLLM, for example --max-model-len 8192 or --data-parallel-size 2.
+    """
     from sae_runtime.serving import ServerOptions
     from ui.cli.serve import run_serve
 
-    options = ServerOptions(host, port, api_key, compiled=compiled, artefacts=artefacts, extra=tuple(context.args))
+    options = ServerOptions(
+        host,
+        port,
+        api_key,
+        compiled=compiled,
+        engine=engine,
+        residual=residual,
+        artefacts=artefacts,
+        extra=tuple(context.args),
+    )
     run_serve(model, options)
 
 

@@ -38,7 +38,8 @@ class WaitingInspector:
         self.at_once: set[str] = set()
         self.error: Exception | None = None
 
-    def inspect(self, messages: Any, *, domain: str | None, read: list[int]) -> Reading:
+    def inspect(self, messages: Any, *, domain: str | None, read: list[int], tokens: bool) -> Reading:
+        assert not tokens
         self.calls.append((messages, domain, read))
         self.started.release()
         if messages[0]["content"] not in self.at_once:
@@ -99,7 +100,9 @@ def test_a_late_reading_does_not_hold_up_the_next(
 def test_readings_that_wait_for_a_thread_are_given_up_at_their_deadline(
     source: CatalogSource, inspector: WaitingInspector, call: Call
 ) -> None:
-    busy = [source._pool.submit(inspector.inspect, MESSAGES, domain=None, read=[0]) for _ in range(WORKERS)]
+    busy = [
+        source._pool.submit(inspector.inspect, MESSAGES, domain=None, read=[0], tokens=False) for _ in range(WORKERS)
+    ]
     for _ in busy:
         assert inspector.started.acquire(timeout=PATIENCE)
     with pytest.raises(InspectionTimeout):

@@ -21,8 +21,9 @@ from langchain_core.messages import (
 )
 
 from middleware.inputs import plain_text
-from middleware.placement import CLOSING, INLINE_OPENING, NOTE_OPENING, SYSTEM_OPENING, place_notes
+from middleware.placement import INLINE_OPENING, SYSTEM_OPENING, place_notes
 from middleware.types import Placement
+from sae_runtime.detector.notes import NOTE_CLOSING, NOTE_OPENING
 from sae_runtime.detector.results import Misread
 
 MisreadAt = Callable[..., Misread]
@@ -97,9 +98,9 @@ def additions_of(misreads: list[Misread], placement: Placement) -> list[str]:
     """Every text that ``placement`` may add for ``misreads``."""
     notes = [misread.note for misread in misreads]
     if placement == "inline":
-        return [INLINE_OPENING + note + CLOSING for note in notes]
+        return [INLINE_OPENING + note + NOTE_CLOSING for note in notes]
     opening = NOTE_OPENING if placement == "after" else "\n\n" + SYSTEM_OPENING
-    return [opening + " ".join(notes) + CLOSING]
+    return [opening + " ".join(notes) + NOTE_CLOSING]
 
 
 def without(message: BaseMessage, additions: list[str]) -> BaseMessage:

@@ -14,7 +14,10 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from middleware import InspectionSource, SAEAnnotator, ServerSource
-from sae_runtime.errors import InputError, InspectionTimeout, SensecheckError, ServerError
+from sae_runtime.catalog.view import CatalogView
+from sae_runtime.errors import FingerprintError, InputError, InspectionTimeout, SensecheckError, ServerError
+from sae_runtime.models.manifest import SMALL_MODEL
+from sae_runtime.paths import CATALOG_FILE, artefacts_for
 from sae_runtime.serving.plugin import InspectRequest
 
 Call = Callable[..., Any]
@@ -25,7 +28,7 @@ MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "conten
 
 
 class TinyServer(ThreadingHTTPServer):
-    """Answers every POST alike.
+    """Answers every POST alike, and every GET with ``fingerprints``.
 
     Attributes:
         status, body: the answer.
@@ -44,11 +47,21 @@ class TinyServer(ThreadingHTTPServer):
         self.requests: list[tuple[str, dict[str, str], Any]] = []
         self.hold = self.hang_up = False
         self.pieces = 1
+        self.fingerprints: dict[str, str] = {}
+        self.health_requests = 0
         self.ended = threading.Event()
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: TinyServer
+
+    def do_GET(self) -> None:
+        self.server.health_requests += 1
+        answer = json.dumps({"status": "ok", "fingerprints": self.server.fingerprints}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -94,7 +107,7 @@ def open_source() -> Iterator[Callable[..., ServerSource]]:
 
         def make(url: str, **options: Any) -> ServerSource:
             source = ServerSource(url, **options)
-            stack.callback(source._client.close)
+            stack.callback(source.close)
             return source
 
         yield make
@@ -114,7 +127,7 @@ def test_a_reading_is_asked_for_and_parsed(server: TinyServer, source: ServerSou
     assert reading.model_dump_json().encode() == server.body
     ((path, headers, body),) = server.requests
     assert path == "/v1/sae/inspect"
-    assert body == {"messages": MESSAGES, "domain": "rivers", "read": [1]}
+    assert body == {"messages": MESSAGES, "domain": "rivers", "read": [1], "tokens": False}
     assert headers["content-type"] == "application/json"
     assert InspectRequest.model_validate(body).model_dump() == body
 
@@ -218,9 +231,37 @@ def test_text_that_is_no_unicode_is_the_callers_fault(source: ServerSource, call
     assert isinstance(caught.value, InputError)
 
 
+def test_a_server_with_the_same_artefacts_is_checked_once(server: TinyServer, open_source: Any, call: Call) -> None:
+    folder = artefacts_for(SMALL_MODEL)
+    view = CatalogView.load(folder / CATALOG_FILE)
+    server.fingerprints = {**view.model.model_dump(), "sae": view.sae_fingerprint}
+    source = open_source(server.url, artefacts=folder)
+    assert read(call, source) == read(call, source)
+    assert server.health_requests == 1
+
+
+def test_a_server_with_other_artefacts_is_refused(server: TinyServer, open_source: Any, call: Call) -> None:
+    folder = artefacts_for(SMALL_MODEL)
+    view = CatalogView.load(folder / CATALOG_FILE)
+    server.fingerprints = {**view.model.model_dump(), "sae": "0" * 16}
+    source = open_source(server.url, artefacts=folder)
+    for _ in range(2):
+        with pytest.raises(FingerprintError, match="sae differ"):
+            read(call, source)
+    assert server.requests == []
+
+
+async def test_asynchronous_calls_share_their_connections(server: TinyServer, source: ServerSource) -> None:
+    for _ in range(3):
+        await source.ainspect(MESSAGES, domain=None, read=[1], deadline=PATIENCE)  # type: ignore[arg-type]
+    assert len(source._clients) == 1
+    await source.aclose()
+    assert len(source._clients) == 0
+
+
 def test_from_url_annotates_through_the_server(server: TinyServer, call: Call) -> None:
     annotator = SAEAnnotator.from_url(server.url, api_key="s3cret", deadline=PATIENCE, domain="rivers")
-    with contextlib.closing(annotator.source._client):  # type: ignore[attr-defined]
+    with contextlib.closing(annotator.source):  # type: ignore[attr-defined]
         assert call(annotator, "invoke", TEXT) == [HumanMessage(f"{TEXT}\n\n[Note on the wording above: A note.]")]
-    assert server.requests[0][2] == {"messages": MESSAGES[1:], "domain": "rivers", "read": [0]}
+    assert server.requests[0][2] == {"messages": MESSAGES[1:], "domain": "rivers", "read": [0], "tokens": False}
     assert "s3cret" not in repr(annotator)

@@ -1,12 +1,9 @@
-"""The inspection routes on a bare FastAPI app, with an inspector set by hand."""
+"""The inspection routes on a bare FastAPI app, with a reading service set by hand."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import threading
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,60 +11,52 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from sae_runtime.detector import FeatureActivation, Inspector, MentionReading, Reading, TokenReading
+from sae_runtime.detector import FeatureActivation, MentionReading, Reading, TokenReading
 from sae_runtime.errors import EngineError, InputError, SensecheckError
 from sae_runtime.models import ModelFingerprint
-from sae_runtime.serving.plugin import (
-    MAX_CHARACTERS,
-    MAX_CONCURRENT,
-    MAX_MESSAGES,
-    InspectMessage,
-    InspectRequest,
-    SensecheckEndpoint,
-)
+from sae_runtime.serving.plugin import MAX_CHARACTERS, MAX_MESSAGES, SensecheckEndpoint
+from sae_runtime.serving.service import BusyError
 
-PATIENCE = 30.0  # seconds; only a broken product waits that long
 TEXT = "I sat on the bänk 🏞️."
 USER = {"role": "user", "content": TEXT}
 
 
-class ScriptedInspector:
-    """Stands in for an Inspector.
+class ScriptedService:
+    """Stands in for a ReadingService.
 
     Attributes:
-        calls: messages, domain and read of every reading.
+        calls: messages, domain, read and tokens of every reading.
         error: raised instead of an answer.
-        barrier: when set, readings wait until as many are under way as it asks for.
     """
 
     def __init__(self, reading: Reading) -> None:
         self.reading = reading
-        self.calls: list[tuple[Any, str | None, list[int] | None]] = []
+        self.calls: list[tuple[Any, str | None, list[int] | None, bool]] = []
         self.error: Exception | None = None
-        self.barrier: threading.Barrier | None = None
+        self.counters = {"inspected": 3}
+        self.reader = None
         fingerprint = ModelFingerprint(weights="w", config="c", tokenizer="t", chat_template="ct")
-        self.view = SimpleNamespace(
+        view = SimpleNamespace(
             model_name="tiny", layer=3, model=fingerprint, sae_fingerprint="s", concepts=(object(), object())
         )
+        self.detector = SimpleNamespace(view=view)
 
-    def inspect(self, messages: Any, *, domain: str | None, read: list[int] | None) -> Reading:
-        self.calls.append((messages, domain, read))
-        if self.barrier:
-            self.barrier.wait()
+    async def inspect(self, messages: Any, *, domain: str | None, read: list[int] | None, tokens: bool) -> Reading:
+        self.calls.append((messages, domain, read, tokens))
         if self.error:
             raise self.error
         return self.reading
 
 
 @pytest.fixture
-def inspector(misread_at: Any, reading_of: Any) -> ScriptedInspector:
+def service(misread_at: Any, reading_of: Any) -> ScriptedService:
     feature = FeatureActivation(index=7, label="rivers", activation=1.5)
     place = {"message": 0, "start": 13, "end": 17}
     mention = MentionReading(concept="bank", text="bänk", **place, reading={"usual": 0.9}, intended={"other": 0.95})
     tokens = [TokenReading(text="bänk", **place, features=[feature]),
               TokenReading(text="<s>", message=None, start=0, end=0, features=[])]  # fmt: skip
     reading = reading_of([misread_at(TEXT, 13, 17, note="A note.")])
-    return ScriptedInspector(reading.model_copy(update={"mentions": [mention], "tokens": tokens}))
+    return ScriptedService(reading.model_copy(update={"mentions": [mention], "tokens": tokens}))
 
 
 @pytest.fixture
@@ -79,45 +68,50 @@ def endpoint() -> SensecheckEndpoint:
 def starting(endpoint: SensecheckEndpoint) -> Iterator[TestClient]:
     """A client of a server whose inspector is not open yet."""
     app = FastAPI()
-    endpoint.attach_router(app)
+    endpoint.attach_reading_routes(app)
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
 
 @pytest.fixture
-def client(starting: TestClient, endpoint: SensecheckEndpoint, inspector: ScriptedInspector) -> TestClient:
-    endpoint._inspector = inspector  # type: ignore[assignment]
+def client(starting: TestClient, endpoint: SensecheckEndpoint, service: ScriptedService) -> TestClient:
+    endpoint.service = service  # type: ignore[assignment]
     return starting
 
 
-def test_a_reading_comes_back_whole(client: TestClient, inspector: ScriptedInspector) -> None:
+def test_a_reading_comes_back_whole(client: TestClient, service: ScriptedService) -> None:
     response = client.post("/v1/sae/inspect", json={"messages": [USER], "domain": "rivers", "read": [0]})
     assert response.status_code == 200
-    assert Reading.model_validate(response.json()) == inspector.reading
-    assert response.json() == inspector.reading.model_dump(mode="json")
-    assert inspector.calls == [([USER], "rivers", [0])]
+    assert Reading.model_validate(response.json()) == service.reading
+    annotated = response.json()["annotated_messages"]
+    assert response.json() == {**service.reading.model_dump(mode="json"), "annotated_messages": annotated}
+    assert annotated == [{"role": "user", "content": TEXT + "\n\n[Note on the wording above: A note.]"}]
+    assert service.calls == [([USER], "rivers", [0], True)]
 
 
-def test_domain_and_read_may_be_left_out(client: TestClient, inspector: ScriptedInspector) -> None:
+def test_tokens_may_be_left_out(client: TestClient, service: ScriptedService) -> None:
+    assert client.post("/v1/sae/inspect", json={"messages": [USER], "tokens": False}).status_code == 200
+    assert service.calls == [([USER], None, None, False)]
+
+
+def test_domain_and_read_may_be_left_out(client: TestClient, service: ScriptedService) -> None:
     assert client.post("/v1/sae/inspect", json={"messages": [USER]}).status_code == 200
-    assert inspector.calls == [([USER], None, None)]
+    assert service.calls == [([USER], None, None, True)]
 
 
-def test_read_may_name_no_message(client: TestClient, inspector: ScriptedInspector) -> None:
+def test_read_may_name_no_message(client: TestClient, service: ScriptedService) -> None:
     assert client.post("/v1/sae/inspect", json={"messages": [USER], "read": []}).status_code == 200
-    assert inspector.calls == [([USER], None, [])]
+    assert service.calls == [([USER], None, [], True)]
 
 
 @pytest.mark.parametrize("read", [[1], [-1], [0, 1], [10**9]])
-def test_read_that_names_no_message_is_refused(
-    client: TestClient, inspector: ScriptedInspector, read: list[int]
-) -> None:
+def test_read_that_names_no_message_is_refused(client: TestClient, service: ScriptedService, read: list[int]) -> None:
     response = client.post("/v1/sae/inspect", json={"messages": [USER], "read": read})
     assert response.status_code == 422
     assert response.json()["error"] == {
         "message": "`read` names a message that does not exist.", "type": "sensecheck", "code": 422
     }  # fmt: skip
-    assert inspector.calls == []
+    assert service.calls == []
 
 
 @pytest.mark.parametrize(
@@ -137,15 +131,15 @@ def test_read_that_names_no_message_is_refused(
         pytest.param([USER], id="list"),
     ],
 )
-def test_malformed_requests_are_refused(client: TestClient, inspector: ScriptedInspector, body: Any) -> None:
+def test_malformed_requests_are_refused(client: TestClient, service: ScriptedService, body: Any) -> None:
     assert client.post("/v1/sae/inspect", json=body).status_code == 422
-    assert inspector.calls == []
+    assert service.calls == []
 
 
-def test_what_is_no_json_is_refused(client: TestClient, inspector: ScriptedInspector) -> None:
+def test_what_is_no_json_is_refused(client: TestClient, service: ScriptedService) -> None:
     headers = {"Content-Type": "application/json"}
     assert client.post("/v1/sae/inspect", content=b"{", headers=headers).status_code == 422
-    assert inspector.calls == []
+    assert service.calls == []
 
 
 @pytest.mark.parametrize(
@@ -153,13 +147,13 @@ def test_what_is_no_json_is_refused(client: TestClient, inspector: ScriptedInspe
     [[{"role": "user", "content": "x" * MAX_CHARACTERS}], [{"role": "r" * 32, "content": ""}] * MAX_MESSAGES],
     ids=["characters", "messages"],
 )
-def test_the_limits_themselves_are_allowed(client: TestClient, inspector: ScriptedInspector, messages: Any) -> None:
+def test_the_limits_themselves_are_allowed(client: TestClient, service: ScriptedService, messages: Any) -> None:
     assert client.post("/v1/sae/inspect", json={"messages": messages, "domain": "d" * 64}).status_code == 200
-    assert inspector.calls == [(messages, "d" * 64, None)]
+    assert service.calls == [(messages, "d" * 64, None, True)]
 
 
-def test_an_input_error_is_the_clients(client: TestClient, inspector: ScriptedInspector) -> None:
-    inspector.error = InputError("The prompt is empty.", "Write something.")
+def test_an_input_error_is_the_clients(client: TestClient, service: ScriptedService) -> None:
+    service.error = InputError("The prompt is empty.", "Write something.")
     response = client.post("/v1/sae/inspect", json={"messages": [USER]})
     assert response.status_code == 422
     assert response.json()["error"]["message"] == "The prompt is empty. Write something."
@@ -169,9 +163,9 @@ def test_an_input_error_is_the_clients(client: TestClient, inspector: ScriptedIn
     "error", [EngineError("Broken.", "Mend it."), SensecheckError("Broken.", "Mend it.")], ids=repr
 )
 def test_any_other_error_of_ours_is_the_servers_and_logged(
-    client: TestClient, inspector: ScriptedInspector, caplog: pytest.LogCaptureFixture, error: Exception
+    client: TestClient, service: ScriptedService, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
-    inspector.error = error
+    service.error = error
     with caplog.at_level(logging.ERROR, logger="sensecheck"):
         response = client.post("/v1/sae/inspect", json={"messages": [USER]})
     assert response.status_code == 500
@@ -179,19 +173,17 @@ def test_any_other_error_of_ours_is_the_servers_and_logged(
     assert [(record.name, record.levelname) for record in caplog.records] == [("sensecheck", "ERROR")]
 
 
-def test_a_foreign_error_tells_the_client_nothing(client: TestClient, inspector: ScriptedInspector) -> None:
-    inspector.error = RuntimeError("/home/secret")
+def test_a_foreign_error_tells_the_client_nothing(client: TestClient, service: ScriptedService) -> None:
+    service.error = RuntimeError("/home/secret")
     response = client.post("/v1/sae/inspect", json={"messages": [USER]})
     assert response.status_code == 500
     assert "secret" not in response.text
 
 
-def test_an_error_frees_its_slot(client: TestClient, inspector: ScriptedInspector) -> None:
-    inspector.error = EngineError("Broken.")
-    for _ in range(MAX_CONCURRENT + 1):
-        assert client.post("/v1/sae/inspect", json={"messages": [USER]}).status_code == 500
-    inspector.error = None
-    assert client.post("/v1/sae/inspect", json={"messages": [USER]}).status_code == 200
+def test_a_busy_server_says_when_to_come_back(client: TestClient, service: ScriptedService) -> None:
+    service.error = BusyError("64 readings are under way.")
+    response = client.post("/v1/sae/inspect", json={"messages": [USER]})
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
 
 
 def test_before_the_start_there_is_no_reading(starting: TestClient) -> None:
@@ -205,37 +197,16 @@ def test_health_names_the_artefacts(client: TestClient) -> None:
     response = client.get("/v1/sae/health")
     assert response.status_code == 200
     fingerprints = {"weights": "w", "config": "c", "tokenizer": "t", "chat_template": "ct", "sae": "s"}
-    assert response.json() == {"status": "ok", "model": "tiny", "layer": 3, "fingerprints": fingerprints, "concepts": 2}
+    assert response.json() == {
+        "status": "ok", "model": "tiny", "layer": 3, "engine": "transformers", "fingerprints": fingerprints,
+        "concepts": 2, "counters": {"inspected": 3},
+    }  # fmt: skip
 
 
-async def test_readings_run_beside_the_event_loop_and_each_other(
-    endpoint: SensecheckEndpoint, inspector: ScriptedInspector
-) -> None:
-    endpoint._inspector = inspector  # type: ignore[assignment]
-    inspector.barrier = threading.Barrier(MAX_CONCURRENT, timeout=PATIENCE)  # passes only if so many run side by side
-    request = InspectRequest(messages=[InspectMessage(**USER)])
-    answers = await asyncio.gather(*[endpoint._inspect(request) for _ in range(3 * MAX_CONCURRENT)])
-    assert answers == [inspector.reading] * 3 * MAX_CONCURRENT
+def test_residual_streams_are_not_handed_out_beside_vllm(client: TestClient) -> None:
+    assert client.post("/v1/sae/residual", json={"token_ids": [1]}).status_code == 404
 
 
-async def test_no_more_readings_run_at_once_than_allowed(
-    endpoint: SensecheckEndpoint, inspector: ScriptedInspector
-) -> None:
-    endpoint._inspector = inspector  # type: ignore[assignment]
-    inspector.barrier = threading.Barrier(MAX_CONCURRENT + 1, timeout=0.2)  # one more than there may be: breaks
-    request = InspectRequest(messages=[InspectMessage(**USER)])
-    readings = [endpoint._inspect(request) for _ in range(MAX_CONCURRENT + 1)]
-    answers = await asyncio.gather(*readings, return_exceptions=True)
-    assert [type(answer) for answer in answers] == [threading.BrokenBarrierError] * (MAX_CONCURRENT + 1)
-
-
-async def test_the_start_opens_what_serve_named(
-    endpoint: SensecheckEndpoint, inspector: ScriptedInspector, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened: list[Any] = []
-    monkeypatch.setattr(Inspector, "from_model", lambda *args, **options: opened.append((args, options)) or inspector)
-    monkeypatch.setenv("SENSECHECK_SERVE_MODEL", "/models/tiny")
-    monkeypatch.setenv("SENSECHECK_SERVE_ARTEFACTS", "/artefacts/tiny")
-    await endpoint.init_state(None, None, None)  # type: ignore[arg-type]
-    assert opened == [(("/models/tiny",), {"artefacts": Path("/artefacts/tiny"), "fetch": False})]
-    assert endpoint._health()["status"] == "ok"
+def test_the_routes_are_documented(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    assert paths.keys() >= {"/v1/sae/inspect", "/v1/sae/features/{index}", "/v1/sae/health"}

@@ -1,0 +1,215 @@
+"""Chat completions that are read, annotated if needed and answered in one call, for any OpenAI client.
+
+Opt in per request: ``{"sensecheck": {"annotate": true}}`` in the body, or the header ``X-Sensecheck: annotate``. The answer
+to the untouched prompt begins at once, and the reading is taken from that very request's prefill. Only when something is
+flagged is the answer abandoned, before its first token is sent, and begun anew with the notes; the unchanged head of the
+prompt is in the prefix cache by then. The response, or a last chunk of the stream, says under ``sensecheck`` what was
+flagged and added. Whatever goes wrong with the reading, the answer to the untouched prompt goes out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+from vllm.entrypoints.openai.chat_completion.api_router import chat, create_chat_completion
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.utils.api_utils import load_aware_call, validate_json_request, with_cancellation
+from vllm.utils import random_uuid
+
+from sae_runtime.detector import Plan, Reading
+from sae_runtime.detector.notes import annotate_after
+from sae_runtime.engines.chat import ChatMessage
+from sae_runtime.errors import InputError, SensecheckError
+from sae_runtime.serving.readers import GRACE, Features
+from sae_runtime.serving.service import ReadingService
+
+logger = logging.getLogger("sensecheck")
+
+HEADER = "X-Sensecheck"
+_DONE = "data: [DONE]"
+
+
+class OneCallOptions(BaseModel):
+    """The request's ``sensecheck`` field."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    annotate: bool = True
+    domain: Annotated[str | None, Field(max_length=64)] = None
+
+
+class AnnotatedChatRequest(ChatCompletionRequest):
+    """A chat completion request that may opt in."""
+
+    sensecheck: OneCallOptions | None = None
+
+
+class OneCall:
+    """Answers opted-in chat completions; others go to vLLM's own handler."""
+
+    def __init__(self) -> None:
+        self.service: ReadingService | None = None
+
+    def attach(self, app: FastAPI) -> None:
+        """Take over ``POST /v1/chat/completions``."""
+
+        @app.post("/v1/chat/completions", dependencies=[Depends(validate_json_request)], tags=["sensecheck"])
+        async def chat_completions(request: AnnotatedChatRequest, raw_request: Request) -> Any:
+            """OpenAI's chat completions; with ``sensecheck.annotate`` the prompt is read and annotated."""
+            if request.sensecheck is None and raw_request.headers.get(HEADER, "").lower() == "annotate":
+                request.sensecheck = OneCallOptions()
+            if self.service is None or request.sensecheck is None or not request.sensecheck.annotate:
+                return await create_chat_completion(request=request, raw_request=raw_request)
+            return await self._annotated(
+                request=request, raw_request=raw_request, service=self.service, options=request.sensecheck
+            )
+
+    @with_cancellation
+    @load_aware_call
+    async def _annotated(
+        self,
+        *,
+        request: AnnotatedChatRequest,
+        raw_request: Request,
+        service: ReadingService,
+        options: OneCallOptions,
+    ) -> Response:
+        """Read and answer."""
+        report: dict[str, Any] = {"flagged": False, "misreads": [], "notes": [], "bypassed": None}
+        answer = _Answer(request, raw_request)
+        try:
+            messages = _text_messages(request.messages)
+            plan = await service.plan(messages, domain=options.domain, tokens=False)
+        except Exception as error:
+            _bypass(service, report, error)
+            return await answer.respond(report)
+        if not plan.needs_model:
+            return await answer.respond(report)
+        async with service.reader.riding(plan) as (params, features):
+            beginning = await answer.begin(params)
+            reading = await _reading(service, plan, features, beginning, report)
+        if reading is not None and reading.misreads:
+            notes = [misread.note for misread in reading.misreads]
+            report |= {"flagged": True, "misreads": [m.model_dump() for m in reading.misreads], "notes": notes}
+            await answer.restart(annotate_after(request.messages, notes))
+        return await answer.respond(report)
+
+
+async def _reading(
+    service: ReadingService, plan: Plan, features: Features, beginning: asyncio.Future[Any], report: dict[str, Any]
+) -> Reading | None:
+    """The verdict, or None when there is none; never later than the answer's beginning plus a short grace."""
+    try:
+        await asyncio.wait({features, beginning}, return_when=asyncio.FIRST_COMPLETED)
+        return await service.judge(plan, await asyncio.wait_for(features, GRACE))
+    except Exception as error:
+        _bypass(service, report, error)
+        return None
+
+
+def _bypass(service: ReadingService, report: dict[str, Any], error: Exception) -> None:
+    """Count and log that the prompt is answered unread."""
+    reason = "timeout" if isinstance(error, TimeoutError) else type(error).__name__
+    service.counters[f"bypassed: {reason}"] += 1
+    logger.warning("answered without a reading (%s): %s", reason, error if isinstance(error, SensecheckError) else "")
+    report["bypassed"] = reason
+
+
+class _Answer:
+    """vLLM's answer to a request: begun, possibly begun anew with other messages, sent."""
+
+    def __init__(self, request: AnnotatedChatRequest, raw_request: Request) -> None:
+        self._request = request.model_copy(update={"sensecheck": None})
+        self._raw = raw_request
+        self._stream: AsyncIterator[str] | None = None
+        self._beginning: asyncio.Task[Any] | None = None
+
+    async def begin(self, params: dict[str, Any] | None = None) -> asyncio.Future[Any]:
+        """Start answering, with these ``kv_transfer_params``.
+
+        Returns:
+            A future that is done when the first chunk of a stream, or the whole of another answer, is there.
+        """
+        request = self._request.model_copy(update={"kv_transfer_params": params, "request_id": random_uuid()})
+        answer = chat(self._raw).create_chat_completion(request, self._raw)
+        if request.stream:
+            self._beginning = asyncio.create_task(self._first_chunk(answer))
+        else:
+            self._beginning = asyncio.create_task(answer)
+        return self._beginning
+
+    async def _first_chunk(self, answer: Any) -> Any:
+        stream = await answer
+        if isinstance(stream, ErrorResponse):
+            return stream
+        self._stream = stream
+        return await anext(stream)
+
+    async def restart(self, messages: list[Any]) -> None:
+        """Abandon the answer and start anew with ``messages``."""
+        await self.abandon()
+        self._request = self._request.model_copy(update={"messages": messages})
+        await self.begin()
+
+    async def abandon(self) -> None:
+        """Stop generating."""
+        if self._beginning is not None:
+            self._beginning.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await self._beginning
+        if self._stream is not None:
+            await self._stream.aclose()  # type: ignore[attr-defined]
+            self._stream = None
+
+    async def respond(self, report: dict[str, Any]) -> Response:
+        """The HTTP response, with ``report`` in it."""
+        try:
+            first = await (self._beginning or await self.begin())
+        except asyncio.CancelledError:  # the client has gone
+            await self.abandon()
+            raise
+        if isinstance(first, ErrorResponse):
+            return JSONResponse(first.model_dump(), status_code=first.error.code)
+        if isinstance(first, ChatCompletionResponse):
+            return JSONResponse({**first.model_dump(), "sensecheck": report})
+        assert self._stream is not None  # noqa: S101 (a stream's beginning is a string)
+        return StreamingResponse(_with_report(first, self._stream, report), media_type="text/event-stream")
+
+
+async def _with_report(first: str, rest: AsyncIterator[str], report: dict[str, Any]) -> AsyncIterator[str]:
+    """The stream, with one chunk more before its end: no choices, but the report, as usage chunks are."""
+    last = first
+    yield first
+    async for chunk in rest:
+        if chunk.startswith(_DONE):
+            head: dict[str, Any] = {}
+            with contextlib.suppress(ValueError):
+                head = json.loads(last.removeprefix("data: "))
+            kept = {name: head[name] for name in ("id", "object", "created", "model") if name in head}
+            yield f"data: {json.dumps({**kept, 'choices': [], 'sensecheck': report})}\n\n"
+        last = chunk
+        yield chunk
+
+
+def _text_messages(messages: list[Any]) -> list[ChatMessage]:
+    """The conversation as plain text messages.
+
+    Raises:
+        InputError: it has other parts, or tool calls; such prompts are answered unread.
+    """
+    texts: list[ChatMessage] = []
+    for message in messages:
+        content = message.get("content")
+        if not isinstance(content, str) or message.get("tool_calls"):
+            raise InputError("Only conversations of text are read in one call.", "Use the annotator in front instead.")
+        texts.append({"role": message["role"], "content": content})
+    return texts

@@ -1,0 +1,78 @@
+"""Readings for the server's routes: plan, features, verdict; bounded, counted, timed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from sae_runtime.detector import Detector, Plan, Reading
+from sae_runtime.engines.chat import ChatMessage
+from sae_runtime.engines.features import PromptFeatures
+from sae_runtime.errors import SensecheckError
+from sae_runtime.serving.readers import Reader
+
+MAX_CONCURRENT = 64
+
+
+class BusyError(SensecheckError):
+    """More readings are under way than the server takes."""
+
+
+class ReadingService:
+    """Plans and judges on one thread of its own, so that the event loop goes on; the reader brings the features."""
+
+    def __init__(self, detector: Detector, reader: Reader) -> None:
+        self.detector = detector
+        self.reader = reader
+        self.counters: Counter[str] = Counter()
+        self._running = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sensecheck")  # tokenizers are not made for several
+
+    async def inspect(
+        self, messages: Sequence[ChatMessage], *, domain: str | None, read: Sequence[int] | None, tokens: bool
+    ) -> Reading:
+        """One reading.
+
+        Raises:
+            BusyError: too many are under way.
+            InputError: there is nothing to read.
+            EngineError: activations could not be captured.
+        """
+        if self._running >= MAX_CONCURRENT:
+            self.counters["refused"] += 1
+            raise BusyError(f"{self._running} readings are under way.", "Try again in a moment.")
+        self._running += 1
+        marks = [time.perf_counter()]
+        try:
+            plan = await self.plan(messages, domain=domain, read=read, tokens=tokens)
+            marks.append(time.perf_counter())
+            features = await self.reader.features(plan) if plan.needs_model else None
+            marks.append(time.perf_counter())
+            reading = await self.judge(plan, features)
+            marks.append(time.perf_counter())
+        except Exception:
+            self.counters["failed"] += 1
+            raise
+        finally:
+            self._running -= 1
+        steps = zip(("plan", "features", "detect"), marks[:-1], marks[1:], strict=True)
+        timings = {name: round((after - before) * 1e3, 2) for name, before, after in steps}
+        return reading.model_copy(update={"timings_ms": {**timings, "total": round((marks[-1] - marks[0]) * 1e3, 2)}})
+
+    async def plan(self, messages: Sequence[ChatMessage], **options: Any) -> Plan:
+        """See :meth:`Detector.plan`."""
+        return await self._off_loop(lambda: self.detector.plan(messages, **options))
+
+    async def judge(self, plan: Plan, features: PromptFeatures | None) -> Reading:
+        """See :meth:`Detector.reading`; counts the result."""
+        reading = await self._off_loop(lambda: self.detector.reading(plan, features))
+        self.counters["inspected"] += 1
+        self.counters["flagged"] += bool(reading.misreads)
+        return reading
+
+    async def _off_loop(self, call: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
