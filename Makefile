@@ -42,6 +42,8 @@ lint: setup       ## style, types, import directions
 
 bench: setup      ## measure; prints ratios against a named baseline
 	$(BIN)/python -m benchmarks.reading --model $(SMALL)
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.overhead --model $(SMALL)
 
 clean:            ## remove the environment and caches of tools (models stay in the user's cache)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

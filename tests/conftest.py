@@ -1,4 +1,4 @@
-"""Fixtures that cost something: the real small model (one per run) and the real vLLM server (one per run)."""
+"""Fixtures that cost something: the real small model (one per run) and two real vLLM servers (each at most once per run)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ from sae_runtime.detector import Inspector
 from sae_runtime.models.manifest import SMALL_MODEL
 from sae_runtime.serving import ModelServer, ServerOptions
 
+_CONTEXT = 2048
+
+
+@pytest.fixture(scope="session")
+def context() -> int:
+    """Context length of both servers in tokens."""
+    return _CONTEXT
+
 
 @pytest.fixture(scope="session")
 def small_model() -> str:
@@ -19,12 +27,24 @@ def small_model() -> str:
 
 @pytest.fixture(scope="session")
 def inspector(small_model: str) -> Inspector:
-    """The real small model with its shipped SAE and catalog, in this process."""
+    """The real small model with its shipped SAE and catalog, in this process: the oracle of the servers' readings."""
     return Inspector.from_model(small_model)
 
 
 @pytest.fixture(scope="session")
 def server(small_model: str) -> Iterator[ModelServer]:
-    """The real vLLM server with the small model and the inspection routes."""
-    with ModelServer.start(small_model, ServerOptions(port=0, max_model_len=2048)) as running:
+    """The real vLLM server as users start it, in eager mode."""
+    with ModelServer.start(small_model, ServerOptions(port=0, max_model_len=_CONTEXT, residual=True)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def cramped_server(small_model: str) -> Iterator[ModelServer]:
+    """A server under pressure, compiled, in bfloat16: prompts come in chunks of 128 tokens, and the cache holds 2,560."""
+    limits = ("--max-num-batched-tokens", "128", "--max-num-seqs", "16", "--block-size", "32",
+              "--num-gpu-blocks-override", "80")  # fmt: skip
+    options = ServerOptions(
+        port=0, max_model_len=_CONTEXT, residual=True, compiled=True, dtype="bfloat16", extra=limits
+    )
+    with ModelServer.start(small_model, options) as running:
         yield running

@@ -25,7 +25,7 @@ class Inspector:
         self.detector = detector
         self.view = detector.view
         self.engine = engine
-        self._sae = sae
+        self.sae = sae
 
     @classmethod
     def from_model(
@@ -79,4 +79,4 @@ class Inspector:
         Raises:
             EngineError: activations could not be captured.
         """
-        return encode_prompt(self._sae, self.engine.residual([plan.chat.token_ids])[0], plan.latents)
+        return encode_prompt(self.sae, self.engine.residual([plan.chat.token_ids])[0], plan.latents)

@@ -87,6 +87,16 @@ class PromptFeatures:
             raise EngineError(f"The features are damaged: {error}.", "Read the prompt again.") from error
 
 
+def check_residual(residual: Tensor) -> None:
+    """Refuse a residual stream ``[tokens, d_model]`` that was not captured as a whole.
+
+    Raises:
+        EngineError: it is empty, or a token's vector is zero throughout or not finite.
+    """
+    if not len(residual) or not bool((residual.abs().sum(-1) > 0).all()) or not bool(torch.isfinite(residual).all()):
+        raise EngineError("The residual stream is incomplete or not finite.", "Read the prompt again.")
+
+
 def encode_prompt(sae: SAE, residual: Tensor, latents: Sequence[int] | None = None) -> PromptFeatures:
     """Encode the residual stream of one prompt.
 
@@ -99,8 +109,7 @@ def encode_prompt(sae: SAE, residual: Tensor, latents: Sequence[int] | None = No
         EngineError: a token's residual is zero throughout or not finite, so it was not captured, or a latent is not
             in the file.
     """
-    if not len(residual) or not bool((residual.abs().sum(-1) > 0).all()) or not bool(torch.isfinite(residual).all()):
-        raise EngineError("The residual stream is incomplete or not finite.", "Read the prompt again.")
+    check_residual(residual)
     content = content_mask(residual)
     columns, held = _columns(sae, latents)
     features = sae.encode(residual, columns)

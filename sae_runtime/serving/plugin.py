@@ -160,25 +160,28 @@ class SensecheckEndpoint:
     async def _residual(self, request: ResidualRequest) -> Response:
         if self.service is None or not isinstance(self.service.reader, WorkerReader):
             raise HTTPException(404)
+        if len(request.token_ids) > self.service.detector.context_length:
+            return _error(422, f"The prompt is longer than {self.service.detector.context_length} tokens.")
         try:
             stream = await self.service.reader.residual(request.token_ids)
         except SensecheckError as error:
-            return _error(403, str(error))
+            return _error(403 if "hand out" in str(error) else 500, str(error))
         return Response(save({"residual": stream}), media_type="application/octet-stream")
 
     def _health(self) -> dict[str, Any]:
         if self.service is None:
             return {"status": "starting"}
         view = self.service.detector.view
-        in_worker = isinstance(self.service.reader, WorkerReader)
+        reader = self.service.reader
         return {
             "status": "ok",
             "model": view.model_name,
             "layer": view.layer,
-            "engine": "vllm" if in_worker else "transformers",
+            "engine": "vllm" if isinstance(reader, WorkerReader) else "transformers",
             "fingerprints": {**view.model.model_dump(), "sae": view.sae_fingerprint},
             "concepts": len(view.concepts),
             "counters": dict(self.service.counters),
+            "waiting": reader.inbox.waiting if isinstance(reader, WorkerReader) else 0,
         }
 
 

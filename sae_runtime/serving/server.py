@@ -24,7 +24,7 @@ from sae_runtime.models import ResolvedModel, resolve_model
 from sae_runtime.paths import artefacts_for, logs_dir
 
 DEFAULT_PORT = 8000
-Engine = Literal["vllm", "transformers"]
+Engine = Literal["vllm", "transformers", "none"]
 _STOP_SECONDS = 20.0
 
 
@@ -38,7 +38,8 @@ class ServerOptions:
         max_model_len: context window in tokens.
         compiled: compile the model (faster generation, about 100 s longer the first time) instead of eager mode.
         artefacts: folder of SAE and catalog for the inspection routes; None takes the shipped ones.
-        engine: where prompts are read: ``vllm`` inside its worker, ``transformers`` beside it.
+        engine: where prompts are read: ``vllm`` inside its worker, ``transformers`` beside it, ``none`` nowhere.
+        dtype: the model's type; ``auto`` takes bfloat16, but float32 on a CPU without bfloat16 units.
         residual: let clients ask for the residual stream itself (for building dictionaries and for tests).
         extra: further vLLM options, passed through.
         start_seconds: how long the server may take to become healthy.
@@ -51,6 +52,7 @@ class ServerOptions:
     compiled: bool = False
     artefacts: Path | None = None
     engine: Engine = "vllm"
+    dtype: str = "auto"
     residual: bool = False
     extra: tuple[str, ...] = ()
     start_seconds: float = 420.0
@@ -190,7 +192,7 @@ class _Reading:
         if options.artefacts is not None and not options.artefacts.is_dir():
             raise ServerError(f"There is no artefacts folder {options.artefacts}.", "Check --artefacts.")
         folder = options.artefacts or artefacts_for(model.name)
-        if not folder.is_dir():
+        if options.engine == "none" or not folder.is_dir():
             return cls([], {})
         opened = Artefacts.open(str(model.path), folder=folder, fetch=False)
         environment = {"SENSECHECK_SERVE_MODEL": str(model.path), "SENSECHECK_SERVE_ARTEFACTS": str(folder)}
@@ -205,12 +207,22 @@ def _arguments(model: ResolvedModel, options: ServerOptions, port: int, reading:
     arguments = [
         "--model", str(model.path), "--served-model-name", model.name,
         "--host", options.host, "--port", str(port),
-        "--dtype", "bfloat16", "--max-model-len", str(options.max_model_len),
+        "--dtype", _dtype() if options.dtype == "auto" else options.dtype, "--max-model-len", str(options.max_model_len),
         "--enable-prefix-caching",
     ]  # fmt: skip
     if not options.compiled:
         arguments.append("--enforce-eager")
     return [*arguments, *reading.arguments, *options.extra]
+
+
+def _dtype() -> str:
+    """bfloat16 where the hardware computes in it; emulated on a CPU it is six times slower than float32 (measured)."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "bfloat16"
+    able = torch.cpu.get_capabilities()
+    return "bfloat16" if any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16")) else "float32"
 
 
 def _environment(options: ServerOptions, reading: _Reading) -> dict[str, str]:

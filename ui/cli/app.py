@@ -29,7 +29,7 @@ app.add_typer(model_app, name="model")
 app.add_typer(db_app, name="db")
 stderr = Console(stderr=True)
 
-Engine = Literal["vllm", "transformers"]
+Engine = Literal["vllm", "transformers", "none"]
 Model = Annotated[str, typer.Option("--model", "-m", help="Built-in name, local model folder, or hub id.")]
 Artefacts = Annotated[
     Path | None, typer.Option(help="Folder with SAE and catalog; by default the ones shipped for the model.")
@@ -94,11 +94,12 @@ def serve(
     api_key: Annotated[str | None, typer.Option(envvar="VLLM_API_KEY", help="Key that requests must carry.")] = None,
     compiled: Annotated[bool, typer.Option(help="Compile the model: faster answers, slower first start.")] = False,
     engine: Annotated[
-        Engine, typer.Option(help="Where prompts are read: inside vLLM's worker, or by transformers beside it.")
+        Engine, typer.Option(help="Where prompts are read: in vLLM's worker, by transformers beside it, or nowhere.")
     ] = "vllm",
     residual: Annotated[
         bool, typer.Option("--residual", help="Also hand out residual streams, under /v1/sae/residual.")
     ] = False,
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float32; auto takes what the hardware computes in.")] = "auto",
     artefacts: Artefacts = None,
 ) -> None:
     """Serve the model with vLLM's OpenAI-compatible API, read prompts in its worker, annotate chats that ask for it.
@@ -115,6 +116,7 @@ def serve(
         compiled=compiled,
         engine=engine,
         residual=residual,
+        dtype=dtype,
         artefacts=artefacts,
         extra=tuple(context.args),
     )

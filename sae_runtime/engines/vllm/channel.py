@@ -125,5 +125,8 @@ def _decode(kind: bytes, payload: bytes) -> PromptFeatures | torch.Tensor:
     if kind == FEATURES:
         return PromptFeatures.from_bytes(payload)
     if kind == RESIDUAL:
-        return load(payload)["residual"]
+        try:
+            return load(payload)["residual"]
+        except Exception as error:  # safetensors has its own exception class
+            raise EngineError(f"The residual stream is damaged: {error}.", "Read the prompt again.") from error
     raise EngineError(payload.decode("utf-8", errors="replace"))

@@ -27,7 +27,7 @@ from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 from vllm.model_executor.models.extract_hidden_states import CacheOnlyAttentionLayer
 from vllm.v1.kv_cache_interface import HiddenStateCacheSpec
 
-from sae_runtime.engines.features import encode_prompt
+from sae_runtime.engines.features import PromptFeatures, check_residual, encode_prompt
 from sae_runtime.engines.vllm.channel import Outbox
 from sae_runtime.engines.vllm.requests import ReadRequest, digest
 from sae_runtime.errors import EngineError, InputError
@@ -153,9 +153,7 @@ class SAEConnector(KVConnectorBase_V1, SupportsHMA):
             try:
                 if not written:
                     raise EngineError("The step wrote no hidden states.")
-                residual = self._hidden_states(job)
-                wanted = job.request
-                result = residual.cpu() if wanted.residual else encode_prompt(self._sae, residual, wanted.latents)
+                result = self._read(job)
             except EngineError as error:
                 result = error
             except Exception as error:
@@ -164,6 +162,13 @@ class SAEConnector(KVConnectorBase_V1, SupportsHMA):
             self._outbox.send(job.request.reply, job.request.ticket, result)
 
     @torch.inference_mode()
+    def _read(self, job: Job) -> PromptFeatures | torch.Tensor:
+        residual = self._hidden_states(job)
+        if job.request.residual:
+            check_residual(residual)
+            return residual.cpu()
+        return encode_prompt(self._sae, residual, job.request.latents)
+
     def _hidden_states(self, job: Job) -> torch.Tensor:
         assert self._cache is not None  # noqa: S101 (checked by the caller)
         size = self._cache.shape[2]

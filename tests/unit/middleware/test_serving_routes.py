@@ -199,7 +199,7 @@ def test_health_names_the_artefacts(client: TestClient) -> None:
     fingerprints = {"weights": "w", "config": "c", "tokenizer": "t", "chat_template": "ct", "sae": "s"}
     assert response.json() == {
         "status": "ok", "model": "tiny", "layer": 3, "engine": "transformers", "fingerprints": fingerprints,
-        "concepts": 2, "counters": {"inspected": 3},
+        "concepts": 2, "counters": {"inspected": 3}, "waiting": 0,
     }  # fmt: skip
 
 
