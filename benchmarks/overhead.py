@@ -23,6 +23,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean, median
 from time import perf_counter
 from typing import Annotated, Any
@@ -38,7 +39,7 @@ from sae_runtime.models.manifest import SMALL_MODEL
 from sae_runtime.progress import progress
 from sae_runtime.serving import ModelServer, ServerOptions
 
-_QUESTION = " How often should I clean my mouse?"  # read as the device; with the domain biology that is a misread
+_QUESTION = " The seal looks worn out. Should I do something about it?"  # read as a closure; in biology a misread
 _FILLER = [
     "Please",
     "take",
@@ -60,6 +61,7 @@ _FILLER = [
 _DOMAIN = "biology"
 _LENGTHS = (64, 512, 1500)
 Messages = list[dict[str, str]]
+Seen = dict[tuple[int, int, str, str], list[tuple[float, float]]]
 
 
 @dataclass(frozen=True)
@@ -159,10 +161,10 @@ def prompts(encoder: ChatEncoder, length: int, count: int, rng: random.Random) -
     return result
 
 
-async def measure(client: Client, encoder: ChatEncoder, rounds: dict[int, int], seed: int) -> list[dict[str, Any]]:
-    """One row per length, concurrency, cache state and arm."""
+async def measure(client: Client, encoder: ChatEncoder, rounds: dict[int, int], seed: int, log: Path | None) -> Seen:
+    """Seconds to the first token and tokens per second, by length, concurrency, cache state and arm."""
     rng = random.Random(seed)
-    seen: dict[tuple[Any, ...], list[tuple[float, float]]] = defaultdict(list)
+    seen: Seen = defaultdict(list)
     arms = client.arms()
     for run in arms.values():  # warm up
         for messages in prompts(encoder, 200, 2, rng):
@@ -180,8 +182,17 @@ async def measure(client: Client, encoder: ChatEncoder, rounds: dict[int, int], 
                             began = perf_counter()
                             samples = await asyncio.gather(*(arms[name](messages) for messages in batch))
                             speed = sum(sample.tokens for sample in samples) / (perf_counter() - began)
-                            seen[length, concurrency, state, name].append((mean(s.first for s in samples), speed))
+                            result = mean(s.first for s in samples), speed
+                            seen[length, concurrency, state, name].append(result)
+                            if log:
+                                with log.open("a") as lines:
+                                    lines.write(json.dumps([length, concurrency, state, name, *result]) + "\n")
                         advance(1, f"{concurrency} users, round {turn + 1}, {length} tokens, {name}")
+    return seen
+
+
+def table_of(seen: Seen, arms: list[str]) -> list[dict[str, Any]]:
+    """Medians and ratios to the baseline, one row per cell."""
     rows = []
     for (length, concurrency, state, name), values in seen.items():
         base = seen[length, concurrency, state, "plain"]
@@ -204,6 +215,7 @@ def main(
     block_size: Annotated[
         int | None, typer.Option(help="Tokens per cache block; vLLM's default on CPU is 128.")
     ] = None,
+    log: Annotated[Path | None, typer.Option(help="Append every measurement to this file, in case of a crash.")] = None,
     seed: int = 0,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
@@ -212,7 +224,8 @@ def main(
     encoder = ChatEncoder(Artefacts.open(model).model.path)
     with ExitStack() as stack:
         client = Client(start_servers(model, stack, compiled=compiled, extra=extra), model, tokens)
-        rows = asyncio.run(measure(client, encoder, {1: rounds, 8: rounds_of_eight}, seed))
+        seen = asyncio.run(measure(client, encoder, {1: rounds, 8: rounds_of_eight}, seed, log))
+    rows = table_of(seen, list(client.arms()))
     if as_json:
         print(json.dumps(rows, indent=1))
         return

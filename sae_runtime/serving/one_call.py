@@ -25,11 +25,11 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import load_aware_call, validate_json_request, with_cancellation
 from vllm.utils import random_uuid
 
-from sae_runtime.detector import Plan, Reading
+from sae_runtime.detector import Misread
 from sae_runtime.detector.notes import annotate_after
 from sae_runtime.engines.chat import ChatMessage
 from sae_runtime.errors import InputError, SensecheckError
-from sae_runtime.serving.readers import GRACE, Features
+from sae_runtime.serving.readers import GRACE
 from sae_runtime.serving.service import ReadingService
 
 logger = logging.getLogger("sensecheck")
@@ -69,51 +69,51 @@ class OneCall:
                 request.sensecheck = OneCallOptions()
             if self.service is None or request.sensecheck is None or not request.sensecheck.annotate:
                 return await create_chat_completion(request=request, raw_request=raw_request)
-            return await self._annotated(
+            return await _answer_annotated(
                 request=request, raw_request=raw_request, service=self.service, options=request.sensecheck
             )
 
-    @with_cancellation
-    @load_aware_call
-    async def _annotated(
-        self,
-        *,
-        request: AnnotatedChatRequest,
-        raw_request: Request,
-        service: ReadingService,
-        options: OneCallOptions,
-    ) -> Response:
-        """Read and answer."""
-        report: dict[str, Any] = {"flagged": False, "misreads": [], "notes": [], "bypassed": None}
-        answer = _Answer(request, raw_request)
-        try:
-            messages = _text_messages(request.messages)
-            plan = await service.plan(messages, domain=options.domain, tokens=False)
-        except Exception as error:
-            _bypass(service, report, error)
-            return await answer.respond(report)
-        if not plan.needs_model:
-            return await answer.respond(report)
-        async with service.reader.riding(plan) as (params, features):
-            beginning = await answer.begin(params)
-            reading = await _reading(service, plan, features, beginning, report)
-        if reading is not None and reading.misreads:
-            notes = [misread.note for misread in reading.misreads]
-            report |= {"flagged": True, "misreads": [m.model_dump() for m in reading.misreads], "notes": notes}
+
+@with_cancellation
+@load_aware_call
+async def _answer_annotated(
+    *, request: AnnotatedChatRequest, raw_request: Request, service: ReadingService, options: OneCallOptions
+) -> Response:
+    """Read and answer. When the client leaves, the generation is stopped."""
+    report: dict[str, Any] = {"flagged": False, "misreads": [], "notes": [], "bypassed": None}
+    answer = _Answer(request, raw_request)
+    try:
+        misreads = await _misreads(request, service, options, answer, report)
+        if misreads:
+            notes = [misread.note for misread in misreads]
+            report |= {"flagged": True, "misreads": [misread.model_dump() for misread in misreads], "notes": notes}
             await answer.restart(annotate_after(request.messages, notes))
         return await answer.respond(report)
+    except asyncio.CancelledError:
+        await answer.abandon()
+        raise
 
 
-async def _reading(
-    service: ReadingService, plan: Plan, features: Features, beginning: asyncio.Future[Any], report: dict[str, Any]
-) -> Reading | None:
-    """The verdict, or None when there is none; never later than the answer's beginning plus a short grace."""
+async def _misreads(
+    request: AnnotatedChatRequest,
+    service: ReadingService,
+    options: OneCallOptions,
+    answer: _Answer,
+    report: dict[str, Any],
+) -> list[Misread]:
+    """Begin the answer and judge its reading, no later than the answer's beginning plus a short grace."""
     try:
-        await asyncio.wait({features, beginning}, return_when=asyncio.FIRST_COMPLETED)
-        return await service.judge(plan, await asyncio.wait_for(features, GRACE))
+        messages = _text_messages(request.messages)
+        plan = await service.plan(messages, domain=options.domain, tokens=False)
+        if not plan.needs_model:
+            return []
+        async with service.reader.riding(plan) as (params, features):
+            beginning = await answer.begin(params)
+            await asyncio.wait({features, beginning}, return_when=asyncio.FIRST_COMPLETED)
+            return (await service.judge(plan, await asyncio.wait_for(features, GRACE))).misreads
     except Exception as error:
         _bypass(service, report, error)
-        return None
+        return []
 
 
 def _bypass(service: ReadingService, report: dict[str, Any], error: Exception) -> None:
@@ -139,7 +139,8 @@ class _Answer:
         Returns:
             A future that is done when the first chunk of a stream, or the whole of another answer, is there.
         """
-        request = self._request.model_copy(update={"kv_transfer_params": params, "request_id": random_uuid()})
+        together = {**(self._request.kv_transfer_params or {}), **(params or {})} or None
+        request = self._request.model_copy(update={"kv_transfer_params": together, "request_id": random_uuid()})
         answer = chat(self._raw).create_chat_completion(request, self._raw)
         if request.stream:
             self._beginning = asyncio.create_task(self._first_chunk(answer))
@@ -172,11 +173,7 @@ class _Answer:
 
     async def respond(self, report: dict[str, Any]) -> Response:
         """The HTTP response, with ``report`` in it."""
-        try:
-            first = await (self._beginning or await self.begin())
-        except asyncio.CancelledError:  # the client has gone
-            await self.abandon()
-            raise
+        first = await (self._beginning or await self.begin())
         if isinstance(first, ErrorResponse):
             return JSONResponse(first.model_dump(), status_code=first.error.code)
         if isinstance(first, ChatCompletionResponse):

@@ -9,10 +9,11 @@ import asyncio
 import logging
 import os
 from argparse import Namespace
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save
@@ -32,6 +33,7 @@ logger = logging.getLogger("sensecheck")
 
 MAX_MESSAGES = 256
 MAX_CHARACTERS = 400_000
+_CLIENT_GONE = 499  # nobody sees it but the access log
 
 
 class InspectMessage(BaseModel):
@@ -92,9 +94,9 @@ class SensecheckEndpoint:
         """Register the routes under ``/v1/sae``."""
 
         @app.post("/v1/sae/inspect", response_model=InspectResponse, tags=["sensecheck"])
-        async def inspect(request: InspectRequest) -> Any:
+        async def inspect(request: InspectRequest, raw_request: Request) -> Any:
             """Read a conversation: tokens with features, mentions, misreads, notes, annotated messages."""
-            return await self._inspect(request)
+            return await _while_connected(raw_request, self._inspect(request))
 
         @app.get("/v1/sae/features/{index}", response_model=FeatureDetail, tags=["sensecheck"])
         async def feature(index: int) -> Any:
@@ -111,9 +113,9 @@ class SensecheckEndpoint:
             return self._health()
 
         @app.post("/v1/sae/residual", tags=["sensecheck"])
-        async def residual(request: ResidualRequest) -> Response:
+        async def residual(request: ResidualRequest, raw_request: Request) -> Response:
             """The residual stream of a prompt as safetensors, where the server was started with it."""
-            return await self._residual(request)
+            return await _while_connected(raw_request, self._residual(request))
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Open the artefacts that ``sensecheck serve`` named, before the server reports healthy."""
@@ -183,6 +185,22 @@ class SensecheckEndpoint:
             "counters": dict(self.service.counters),
             "waiting": reader.inbox.waiting if isinstance(reader, WorkerReader) else 0,
         }
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, Any]) -> Any:
+    """The result of ``work``, which is stopped when the client closes the connection."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, watch = asyncio.create_task(work), asyncio.create_task(gone())
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else Response(status_code=_CLIENT_GONE)
+    finally:
+        task.cancel()
+        watch.cancel()
 
 
 def _error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -209,4 +209,5 @@ def test_residual_streams_are_not_handed_out_beside_vllm(client: TestClient) -> 
 
 def test_the_routes_are_documented(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
+    assert all(path.startswith("/v1/") for path in paths)  # what vLLM's API key guards
     assert paths.keys() >= {"/v1/sae/inspect", "/v1/sae/features/{index}", "/v1/sae/health"}
