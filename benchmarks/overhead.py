@@ -9,6 +9,9 @@ Four servers of the same model, equal but for the reading, answer the same promp
 - ``hooks``: vLLM in eager mode with a forward hook that copies the residual to the host;
 - ``sidecar``: a transformers engine beside vLLM reads, then the answer.
 
+While one server answers, the others are stopped (SIGSTOP): an idle vLLM worker spins for a while after a request, which cost
+the next arm up to a second here. Each turn begins with a short request that is not measured.
+
 Every prompt ends in a mention, so every inspected prompt is really read. ``cold``: no prompt shares a prefix with an
 earlier one; ``warm``: the same prompts again. Reported are medians over rounds of the time to the first token (from the
 first request on, the mean over concurrent users) and of output tokens per second, with ratios to plain.
@@ -18,10 +21,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
+import signal
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -76,9 +81,10 @@ class Sample:
 class Client:
     """Sends prompts to the servers."""
 
-    def __init__(self, urls: dict[str, str], model: str, tokens: int) -> None:
+    def __init__(self, servers: Servers, model: str, tokens: int) -> None:
         self.http = httpx.AsyncClient(timeout=600)
-        self.urls, self.model, self.tokens = urls, model, tokens
+        self.servers, self.model, self.tokens = servers, model, tokens
+        self.urls = servers.urls
 
     async def answer(self, server: str, messages: Messages, extra: dict[str, Any] | None = None) -> Sample:
         """A streamed answer of exactly ``tokens`` tokens."""
@@ -113,22 +119,60 @@ class Client:
         sample = await self.answer(server, reading["annotated_messages"])
         return Sample(sample.first + spent, sample.tokens, sample.total + spent)
 
-    def arms(self) -> dict[str, Callable[[Messages], Awaitable[Sample]]]:
-        """The arms by name, the baseline first."""
+    def arms(self) -> dict[str, tuple[str, Callable[[Messages], Awaitable[Sample]]]]:
+        """The arms by name, the baseline first: the server, and what is asked of it."""
         annotate = {"annotate": True}
         return {
-            "plain": lambda m: self.answer("plain", m),
-            "not asked": lambda m: self.answer("ours", m),
-            "one call, clean": lambda m: self.answer("ours", m, {"sensecheck": annotate}),
-            "one call, flagged": lambda m: self.answer("ours", m, {"sensecheck": {**annotate, "domain": _DOMAIN}}),
-            "two calls, clean": lambda m: self.two_calls("ours", m, None),
-            "two calls, flagged": lambda m: self.two_calls("ours", m, _DOMAIN),
-            "hooks": lambda m: self.answer("hooks", m),
-            "sidecar": lambda m: self.two_calls("sidecar", m, None),
+            "plain": ("plain", lambda m: self.answer("plain", m)),
+            "not asked": ("ours", lambda m: self.answer("ours", m)),
+            "one call, clean": ("ours", lambda m: self.answer("ours", m, {"sensecheck": annotate})),
+            "one call, flagged": (
+                "ours",
+                lambda m: self.answer("ours", m, {"sensecheck": {**annotate, "domain": _DOMAIN}}),
+            ),
+            "two calls, clean": ("ours", lambda m: self.two_calls("ours", m, None)),
+            "two calls, flagged": ("ours", lambda m: self.two_calls("ours", m, _DOMAIN)),
+            "hooks": ("hooks", lambda m: self.answer("hooks", m)),
+            "sidecar": ("sidecar", lambda m: self.two_calls("sidecar", m, None)),
         }
 
 
-def start_servers(model: str, stack: ExitStack, *, compiled: bool, extra: tuple[str, ...]) -> dict[str, str]:
+class Servers:
+    """The running servers, of which one at a time is awake."""
+
+    def __init__(self) -> None:
+        self._servers: dict[str, ModelServer] = {}
+
+    def add(self, name: str, server: ModelServer) -> None:
+        """Take ``server`` in, asleep."""
+        self._servers[name] = server
+        self._signal(server, signal.SIGSTOP)
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """Root addresses by name."""
+        return {name: server.url for name, server in self._servers.items()}
+
+    @contextmanager
+    def awake(self, name: str) -> Iterator[None]:
+        """Let the server ``name`` run for the block."""
+        self._signal(self._servers[name], signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self._signal(self._servers[name], signal.SIGSTOP)
+
+    def wake_all(self) -> None:
+        """Let all run, so that they can end."""
+        for server in self._servers.values():
+            self._signal(server, signal.SIGCONT)
+
+    @staticmethod
+    def _signal(server: ModelServer, number: int) -> None:
+        os.killpg(server.process.pid, number)  # the server's own session: API server, engine core, worker
+
+
+def start_servers(model: str, stack: ExitStack, *, compiled: bool, extra: tuple[str, ...]) -> Servers:
     """Four servers on free ports; they end with the stack."""
     layer = Artefacts.open(model).view.layer
     common: dict[str, Any] = {"port": 0, "max_model_len": 2048, "compiled": compiled}
@@ -142,12 +186,13 @@ def start_servers(model: str, stack: ExitStack, *, compiled: bool, extra: tuple[
             environment={"SENSECHECK_HOOK_LAYER": str(layer)},
         ),
     }  # fmt: skip
-    urls = {}
+    servers = Servers()
     with progress("servers", len(options)) as advance:
         for name, option in options.items():
-            urls[name] = stack.enter_context(ModelServer.start(model, option)).url
+            servers.add(name, stack.enter_context(ModelServer.start(model, option)))
             advance(1, name)
-    return urls
+    stack.callback(servers.wake_all)
+    return servers
 
 
 def prompts(encoder: ChatEncoder, length: int, count: int, rng: random.Random) -> list[Messages]:
@@ -166,9 +211,10 @@ async def measure(client: Client, encoder: ChatEncoder, rounds: dict[int, int], 
     rng = random.Random(seed)
     seen: Seen = defaultdict(list)
     arms = client.arms()
-    for run in arms.values():  # warm up
-        for messages in prompts(encoder, 200, 2, rng):
-            await run(messages)
+    for server, run in arms.values():  # warm up
+        with client.servers.awake(server):
+            for messages in prompts(encoder, 200, 2, rng):
+                await run(messages)
     steps = sum(rounds.values()) * len(_LENGTHS) * len(arms)
     with progress("overhead", steps) as advance:
         for concurrency, repeat in rounds.items():
@@ -177,18 +223,26 @@ async def measure(client: Client, encoder: ChatEncoder, rounds: dict[int, int], 
                     order = list(arms)
                     rng.shuffle(order)
                     for name in order:
+                        server, run = arms[name]
                         batch = prompts(encoder, length, concurrency, rng)
-                        for state in ("cold", "warm"):
-                            began = perf_counter()
-                            samples = await asyncio.gather(*(arms[name](messages) for messages in batch))
-                            speed = sum(sample.tokens for sample in samples) / (perf_counter() - began)
-                            result = mean(s.first for s in samples), speed
-                            seen[length, concurrency, state, name].append(result)
-                            if log:
-                                with log.open("a") as lines:
-                                    lines.write(json.dumps([length, concurrency, state, name, *result]) + "\n")
+                        with client.servers.awake(server):
+                            await client.answer(server, prompts(encoder, 64, 1, rng)[0], {"max_tokens": 1})
+                            for state in ("cold", "warm"):
+                                result = await timed(run, batch)
+                                seen[length, concurrency, state, name].append(result)
+                                if log:
+                                    with log.open("a") as lines:
+                                        lines.write(json.dumps([length, concurrency, state, name, *result]) + "\n")
                         advance(1, f"{concurrency} users, round {turn + 1}, {length} tokens, {name}")
     return seen
+
+
+async def timed(run: Callable[[Messages], Awaitable[Sample]], batch: list[Messages]) -> tuple[float, float]:
+    """Mean seconds to the first token and tokens per second in all, when the whole batch is asked at once."""
+    began = perf_counter()
+    samples = await asyncio.gather(*(run(messages) for messages in batch))
+    speed = sum(sample.tokens for sample in samples) / (perf_counter() - began)
+    return mean(sample.first for sample in samples), speed
 
 
 def table_of(seen: Seen, arms: list[str]) -> list[dict[str, Any]]:
