@@ -90,7 +90,7 @@ class Client:
         """A streamed answer of exactly ``tokens`` tokens."""
         body = {"model": self.model, "messages": messages, "stream": True, "temperature": 0, "ignore_eos": True,
                 "max_tokens": self.tokens, **(extra or {})}  # fmt: skip
-        began, first, tokens = perf_counter(), None, 0
+        began, first = perf_counter(), None
         async with self.http.stream("POST", f"{self.urls[server]}/v1/chat/completions", json=body) as response:
             response.raise_for_status()
             async for line in response.aiter_lines():
@@ -104,8 +104,8 @@ class Client:
                         raise RuntimeError(f"not the reading that the arm is about: {report}")
                     if chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
                         first = first or perf_counter()
-                        tokens += 1
-        return Sample((first or perf_counter()) - began, tokens, perf_counter() - began)
+        # ignore_eos fixes the number of tokens; chunks cannot be counted, since half a character is sent with the next.
+        return Sample((first or perf_counter()) - began, self.tokens, perf_counter() - began)
 
     async def two_calls(self, server: str, messages: Messages, domain: str | None) -> Sample:
         """Inspect, then answer what comes back."""
@@ -175,15 +175,21 @@ class Servers:
 def start_servers(model: str, stack: ExitStack, *, compiled: bool, extra: tuple[str, ...]) -> Servers:
     """Four servers on free ports; they end with the stack."""
     layer = Artefacts.open(model).view.layer
-    common: dict[str, Any] = {"port": 0, "max_model_len": 2048, "compiled": compiled}
+    # vLLM would keep one core free for a plain server, and none when there is a connector: all get the same cores.
+    environment = {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0))))}
+    common: dict[str, Any] = {
+        "port": 0, "max_model_len": 2048, "compiled": compiled, "extra": extra, "environment": environment,
+    }  # fmt: skip
     hooked = ("--worker-cls", "benchmarks.hooked_worker.HookedWorker")
     options = {
-        "plain": ServerOptions(**common, engine="none", extra=extra),
-        "ours": ServerOptions(**common, extra=extra),
-        "sidecar": ServerOptions(**common, engine="transformers", extra=extra),
+        "plain": ServerOptions(**common, engine="none"),
+        "ours": ServerOptions(**common),
+        "sidecar": ServerOptions(**common, engine="transformers"),
         "hooks": ServerOptions(
-            **{**common, "compiled": False}, engine="none", extra=(*extra, *hooked),
-            environment={"SENSECHECK_HOOK_LAYER": str(layer)},
+            **common
+            | {"compiled": False, "extra": (*extra, *hooked)}
+            | {"environment": {**environment, "SENSECHECK_HOOK_LAYER": str(layer)}},
+            engine="none",
         ),
     }  # fmt: skip
     servers = Servers()
