@@ -157,8 +157,7 @@ class ServerSource:
             found = response.raise_for_status().json()["fingerprints"]
         except (ValueError, KeyError, TypeError) as error:
             raise ServerError(f"{self.url} does not say what it reads with.", "Start `sensecheck serve`.") from error
-        wanted = {**self._expected.model.model_dump(), "sae": self._expected.sae_fingerprint}
-        if differing := [name for name, value in wanted.items() if found.get(name) != value]:
+        if differing := [name for name, value in self._expected.fingerprints.items() if found.get(name) != value]:
             raise FingerprintError(
                 f"The server at {self.url} reads with other artefacts than yours: {', '.join(differing)} differ.",
                 "Serve the model and artefacts that your catalog belongs to.",

@@ -74,6 +74,11 @@ class CatalogView:
     concepts: tuple[Concept, ...]
     contexts_per_concept: dict[str, int]
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What the catalog belongs to: the fingerprints of the model's parts, and of the SAE."""
+        return {**self.model.model_dump(), "sae": self.sae_fingerprint}
+
     @classmethod
     def load(cls, location: Path | str) -> CatalogView:
         """Read the catalog at ``location``.

@@ -43,7 +43,15 @@ class Inspector:
         Raises:
             ModelError, ArtefactError, FingerprintError: see their remedies.
         """
-        opened = Artefacts.open(model, folder=artefacts, fetch=fetch)
+        return cls.from_artefacts(Artefacts.open(model, folder=artefacts, fetch=fetch), device=device)
+
+    @classmethod
+    def from_artefacts(cls, opened: Artefacts, *, device: str = "cpu") -> Inspector:
+        """Read with artefacts that are open already.
+
+        Raises:
+            EngineError, ArtefactError, FingerprintError: model or SAE cannot be loaded, or the SAE is another one.
+        """
         engine = TransformersEngine(opened.model.path, opened.view.layer, device=device)
         detector = Detector(opened.view, ChatEncoder(opened.model.path), engine.context_length)
         return cls(detector, opened.load_sae(device), engine)
@@ -69,9 +77,7 @@ class Inspector:
         marks.append(time.perf_counter())
         reading = self.detector.reading(plan, features)
         marks.append(time.perf_counter())
-        steps = zip(("plan", "features", "detect"), marks[:-1], marks[1:], strict=True)
-        timings = {name: round((after - before) * 1e3, 2) for name, before, after in steps}
-        return reading.model_copy(update={"timings_ms": {**timings, "total": round((marks[-1] - marks[0]) * 1e3, 2)}})
+        return reading.timed(marks)
 
     def features(self, plan: Plan) -> PromptFeatures:
         """The features that ``plan`` needs: one forward pass up to the SAE's layer, then the encoder.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -72,3 +75,13 @@ class Reading(_Result):
     tokens: list[TokenReading]
     truncated: bool
     timings_ms: dict[str, float] = {}
+
+    def timed(self, marks: Sequence[float]) -> Reading:
+        """The same reading with what its steps took.
+
+        Args:
+            marks: seconds (``perf_counter``) at the start and after planning, getting features and judging.
+        """
+        pairs = zip(("plan", "features", "detect"), pairwise(marks), strict=True)
+        steps = {name: round((after - before) * 1e3, 2) for name, (before, after) in pairs}
+        return self.model_copy(update={"timings_ms": {**steps, "total": round((marks[-1] - marks[0]) * 1e3, 2)}})

@@ -130,7 +130,7 @@ class SensecheckEndpoint:
 
             reader = WorkerReader(engine_client, Inbox(channel))
         else:
-            inspector = await asyncio.to_thread(Inspector.from_model, model, artefacts=folder, fetch=False)
+            inspector = await asyncio.to_thread(Inspector.from_artefacts, opened)
             reader = SidecarReader(inspector)
         self._artefacts = opened
         self.service = ReadingService(detector, reader)
@@ -180,7 +180,7 @@ class SensecheckEndpoint:
             "model": view.model_name,
             "layer": view.layer,
             "engine": "vllm" if isinstance(reader, WorkerReader) else "transformers",
-            "fingerprints": {**view.model.model_dump(), "sae": view.sae_fingerprint},
+            "fingerprints": view.fingerprints,
             "concepts": len(view.concepts),
             "counters": dict(self.service.counters),
             "waiting": reader.inbox.waiting if isinstance(reader, WorkerReader) else 0,

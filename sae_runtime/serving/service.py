@@ -59,9 +59,7 @@ class ReadingService:
             raise
         finally:
             self._running -= 1
-        steps = zip(("plan", "features", "detect"), marks[:-1], marks[1:], strict=True)
-        timings = {name: round((after - before) * 1e3, 2) for name, before, after in steps}
-        return reading.model_copy(update={"timings_ms": {**timings, "total": round((marks[-1] - marks[0]) * 1e3, 2)}})
+        return reading.timed(marks)
 
     async def plan(self, messages: Sequence[ChatMessage], **options: Any) -> Plan:
         """See :meth:`Detector.plan`."""

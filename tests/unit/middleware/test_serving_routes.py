@@ -37,7 +37,11 @@ class ScriptedService:
         self.reader = None
         fingerprint = ModelFingerprint(weights="w", config="c", tokenizer="t", chat_template="ct")
         view = SimpleNamespace(
-            model_name="tiny", layer=3, model=fingerprint, sae_fingerprint="s", concepts=(object(), object())
+            model_name="tiny",
+            layer=3,
+            model=fingerprint,
+            fingerprints={**fingerprint.model_dump(), "sae": "s"},
+            concepts=(object(), object()),
         )
         self.detector = SimpleNamespace(view=view)
 
