@@ -35,8 +35,6 @@ from typing import Annotated, Any
 
 import httpx
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from sae_runtime.detector.artefacts import Artefacts
 from sae_runtime.engines.chat import ChatEncoder
@@ -61,12 +59,24 @@ _FILLER = [
     "a",
     "hurry",
     "today.",
-    "",
 ]
 _DOMAIN = "biology"
 _LENGTHS = (64, 512, 1500)
+_ARMS = ("plain", "not asked", "one call, clean", "one call, flagged", "two calls, clean", "two calls, flagged",
+         "hooks", "sidecar")  # fmt: skip
 Messages = list[dict[str, str]]
+Arm = tuple[str, Callable[[Messages], "Awaitable[Sample]"]]  # the server, and what is asked of it
 Seen = dict[tuple[int, int, str, str], list[tuple[float, float]]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: rounds by number of users, prompt lengths, the order's seed, and where it is written down."""
+
+    rounds: dict[int, int]
+    lengths: list[int]
+    seed: int
+    log: Path | None
 
 
 @dataclass(frozen=True)
@@ -84,14 +94,13 @@ class Client:
     def __init__(self, servers: Servers, model: str, tokens: int) -> None:
         self.http = httpx.AsyncClient(timeout=600)
         self.servers, self.model, self.tokens = servers, model, tokens
-        self.urls = servers.urls
 
     async def answer(self, server: str, messages: Messages, extra: dict[str, Any] | None = None) -> Sample:
         """A streamed answer of exactly ``tokens`` tokens."""
         body = {"model": self.model, "messages": messages, "stream": True, "temperature": 0, "ignore_eos": True,
                 "max_tokens": self.tokens, **(extra or {})}  # fmt: skip
         began, first = perf_counter(), None
-        async with self.http.stream("POST", f"{self.urls[server]}/v1/chat/completions", json=body) as response:
+        async with self.http.stream("POST", f"{self.servers.url(server)}/v1/chat/completions", json=body) as response:
             response.raise_for_status()
             async for line in response.aiter_lines():
                 if line.startswith("data: {"):
@@ -111,7 +120,7 @@ class Client:
         """Inspect, then answer what comes back."""
         began = perf_counter()
         body = {"messages": messages, "domain": domain, "tokens": False}
-        response = await self.http.post(f"{self.urls[server]}/v1/sae/inspect", json=body)
+        response = await self.http.post(f"{self.servers.url(server)}/v1/sae/inspect", json=body)
         reading = response.raise_for_status().json()
         if bool(reading["misreads"]) != bool(domain):
             raise RuntimeError(f"not the reading that the arm is about: {reading['mentions']}")
@@ -119,7 +128,7 @@ class Client:
         sample = await self.answer(server, reading["annotated_messages"])
         return Sample(sample.first + spent, sample.tokens, sample.total + spent)
 
-    def arms(self) -> dict[str, tuple[str, Callable[[Messages], Awaitable[Sample]]]]:
+    def arms(self) -> dict[str, Arm]:
         """The arms by name, the baseline first: the server, and what is asked of it."""
         annotate = {"annotate": True}
         return {
@@ -148,10 +157,9 @@ class Servers:
         self._servers[name] = server
         self._signal(server, signal.SIGSTOP)
 
-    @property
-    def urls(self) -> dict[str, str]:
-        """Root addresses by name."""
-        return {name: server.url for name, server in self._servers.items()}
+    def url(self, name: str) -> str:
+        """Root address of the server ``name``."""
+        return self._servers[name].url
 
     @contextmanager
     def awake(self, name: str) -> Iterator[None]:
@@ -172,8 +180,10 @@ class Servers:
         os.killpg(server.process.pid, number)  # the server's own session: API server, engine core, worker
 
 
-def start_servers(model: str, stack: ExitStack, *, compiled: bool, extra: tuple[str, ...]) -> Servers:
-    """Four servers on free ports; they end with the stack."""
+def start_servers(
+    model: str, servers: Servers, names: set[str], stack: ExitStack, *, compiled: bool, extra: tuple[str, ...]
+) -> None:
+    """Start the servers ``names`` on free ports; they end with the stack."""
     layer = Artefacts.open(model).view.layer
     # vLLM would keep one core free for a plain server, and none when there is a connector: all get the same cores.
     environment = {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0))))}
@@ -192,54 +202,63 @@ def start_servers(model: str, stack: ExitStack, *, compiled: bool, extra: tuple[
             engine="none",
         ),
     }  # fmt: skip
-    servers = Servers()
-    with progress("servers", len(options)) as advance:
-        for name, option in options.items():
-            servers.add(name, stack.enter_context(ModelServer.start(model, option)))
+    with progress("servers", len(names)) as advance:
+        for name in names:
+            servers.add(name, stack.enter_context(ModelServer.start(model, options[name])))
             advance(1, name)
     stack.callback(servers.wake_all)
-    return servers
 
 
 def prompts(encoder: ChatEncoder, length: int, count: int, rng: random.Random) -> list[Messages]:
-    """``count`` prompts of about ``length`` tokens that differ from their first words on."""
+    """``count`` prompts of exactly ``length`` tokens that differ from their first words on.
+
+    Exactly, since the prefix cache works in whole blocks: one token more or less can be a block more to compute.
+    """
     result = []
     for _ in range(count):
-        words = f"Case {rng.randrange(10**9)}: " + " ".join(rng.choices(_FILLER, k=length))
-        room = length - len(encoder.encode([{"role": "user", "content": _QUESTION}]).token_ids)
-        text = encoder.tokenizer.decode(encoder.encode_text(words)[: max(room, 8)])
-        result.append([{"role": "user", "content": text + "." + _QUESTION}])
+        words = [f"Case {rng.randrange(10**9)}:", *rng.choices(_FILLER, k=length)]
+        while gap := length - len(encoder.encode(messages := _ask(words)).token_ids):
+            words = words + ["so"] * gap if gap > 0 else words[:gap]
+        result.append(messages)
     return result
 
 
-async def measure(client: Client, encoder: ChatEncoder, rounds: dict[int, int], seed: int, log: Path | None) -> Seen:
+def _ask(words: list[str]) -> Messages:
+    return [{"role": "user", "content": " ".join(words) + "." + _QUESTION}]
+
+
+async def measure(client: Client, arms: dict[str, Arm], encoder: ChatEncoder, plan: Plan) -> Seen:
     """Seconds to the first token and tokens per second, by length, concurrency, cache state and arm."""
-    rng = random.Random(seed)
+    rng = random.Random(plan.seed)
     seen: Seen = defaultdict(list)
-    arms = client.arms()
     for server, run in arms.values():  # warm up
         with client.servers.awake(server):
             for messages in prompts(encoder, 200, 2, rng):
                 await run(messages)
-    steps = sum(rounds.values()) * len(_LENGTHS) * len(arms)
-    with progress("overhead", steps) as advance:
-        for concurrency, repeat in rounds.items():
-            for turn in range(repeat):
-                for length in _LENGTHS:
-                    order = list(arms)
-                    rng.shuffle(order)
-                    for name in order:
-                        server, run = arms[name]
-                        batch = prompts(encoder, length, concurrency, rng)
-                        with client.servers.awake(server):
-                            await client.answer(server, prompts(encoder, 64, 1, rng)[0], {"max_tokens": 1})
-                            for state in ("cold", "warm"):
-                                result = await timed(run, batch)
-                                seen[length, concurrency, state, name].append(result)
-                                if log:
-                                    with log.open("a") as lines:
-                                        lines.write(json.dumps([length, concurrency, state, name, *result]) + "\n")
-                        advance(1, f"{concurrency} users, round {turn + 1}, {length} tokens, {name}")
+    turns = [(users, length) for users, rounds in plan.rounds.items() for _ in range(rounds) for length in plan.lengths]
+    with progress("overhead", len(turns) * len(arms)) as advance:
+        for users, length in turns:
+            for name in rng.sample(list(arms), len(arms)):
+                server, run = arms[name]
+                batch = prompts(encoder, length, users, rng)
+                with client.servers.awake(server):
+                    await client.answer(server, prompts(encoder, 64, 1, rng)[0], {"max_tokens": 1})
+                    for state in ("cold", "warm"):
+                        result = await timed(run, batch)
+                        seen[length, users, state, name].append(result)
+                        if plan.log:
+                            with plan.log.open("a") as lines:
+                                lines.write(json.dumps([length, users, state, name, *result]) + "\n")
+                advance(1, f"{users} users, {length} tokens, {name}")
+    return seen
+
+
+def read_log(path: Path) -> Seen:
+    """What :func:`measure` wrote."""
+    seen: Seen = defaultdict(list)
+    for line in path.read_text().splitlines():
+        length, users, state, name, first, speed = json.loads(line)
+        seen[length, users, state, name].append((first, speed))
     return seen
 
 
@@ -251,7 +270,7 @@ async def timed(run: Callable[[Messages], Awaitable[Sample]], batch: list[Messag
     return mean(sample.first for sample in samples), speed
 
 
-def table_of(seen: Seen, arms: list[str]) -> list[dict[str, Any]]:
+def table_of(seen: Seen) -> list[dict[str, Any]]:
     """Medians and ratios to the baseline, one row per cell."""
     rows = []
     for (length, concurrency, state, name), values in seen.items():
@@ -262,7 +281,7 @@ def table_of(seen: Seen, arms: list[str]) -> list[dict[str, Any]]:
             "first_token_ms": round(first * 1e3, 1), "first_token_ratio": round(first / median(v[0] for v in base), 3),
             "tokens_per_second": round(speed, 1), "speed_ratio": round(speed / median(v[1] for v in base), 3),
         })  # fmt: skip
-    order = {name: place for place, name in enumerate(arms)}
+    order = {name: place for place, name in enumerate(_ARMS)}
     return sorted(rows, key=lambda row: (row["tokens"], row["users"], row["cache"], order[row["arm"]]))
 
 
@@ -270,29 +289,41 @@ def main(
     model: Annotated[str, typer.Option(help="Built-in model.")] = SMALL_MODEL,
     rounds: Annotated[int, typer.Option(help="Rounds with one user.")] = 5,
     rounds_of_eight: Annotated[int, typer.Option(help="Rounds with eight users at once.")] = 2,
+    length: Annotated[list[int] | None, typer.Option(help="Prompt tokens; may be repeated.")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="Measure plain and these arms alone; may be repeated.")] = None,
     tokens: Annotated[int, typer.Option(help="Output tokens per answer.")] = 32,
     compiled: Annotated[bool, typer.Option(help="Compile the models (all but the hooks arm, which cannot).")] = True,
-    block_size: Annotated[
-        int | None, typer.Option(help="Tokens per cache block; vLLM's default on CPU is 128.")
-    ] = None,
+    block_size: Annotated[int | None, typer.Option(help="Tokens per cache block; else as `serve` has it.")] = None,
     log: Annotated[Path | None, typer.Option(help="Append every measurement to this file, in case of a crash.")] = None,
+    from_log: Annotated[Path | None, typer.Option(help="Measure nothing: print the table of such a file.")] = None,
     seed: int = 0,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Start the servers, measure, print."""
+    if from_log:
+        show(table_of(read_log(from_log)), as_json=as_json)
+        return
+    plan = Plan({1: rounds, 8: rounds_of_eight}, length or list(_LENGTHS), seed, log)
     extra = ("--block-size", str(block_size)) if block_size else ()
     encoder = ChatEncoder(Artefacts.open(model).model.path)
     with ExitStack() as stack:
-        client = Client(start_servers(model, stack, compiled=compiled, extra=extra), model, tokens)
-        seen = asyncio.run(measure(client, encoder, {1: rounds, 8: rounds_of_eight}, seed, log))
-    rows = table_of(seen, list(client.arms()))
+        servers = Servers()
+        client = Client(servers, model, tokens)
+        arms = {name: run for name, run in client.arms().items() if not arm or name in ("plain", *arm)}
+        needed = {server for server, _ in arms.values()}
+        start_servers(model, servers, needed, stack, compiled=compiled, extra=extra)
+        seen = asyncio.run(measure(client, arms, encoder, plan))
+    show(table_of(seen), as_json=as_json)
+
+
+def show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
+    """Print the table as Markdown, or as JSON."""
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    table = Table(*rows[0])
+    print("| " + " | ".join(name.replace("_", " ") for name in rows[0]) + " |\n" + "|---" * len(rows[0]) + "|")
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    Console(width=140).print(table)
+        print("| " + " | ".join(str(value) for value in row.values()) + " |")
 
 
 if __name__ == "__main__":

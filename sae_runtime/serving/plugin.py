@@ -112,10 +112,12 @@ class SensecheckEndpoint:
             """Which model, SAE and catalog read here, and what was read so far."""
             return self._health()
 
-        @app.post("/v1/sae/residual", tags=["sensecheck"])
-        async def residual(request: ResidualRequest, raw_request: Request) -> Response:
-            """The residual stream of a prompt as safetensors, where the server was started with it."""
-            return await _while_connected(raw_request, self._residual(request))
+        if os.environ.get("SENSECHECK_SERVE_RESIDUAL"):  # set by `serve --residual`
+
+            @app.post("/v1/sae/residual", tags=["sensecheck"])
+            async def residual(request: ResidualRequest, raw_request: Request) -> Response:
+                """The residual stream of a prompt as safetensors."""
+                return await _while_connected(raw_request, self._residual(request))
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Open the artefacts that ``sensecheck serve`` named, before the server reports healthy."""
@@ -167,7 +169,7 @@ class SensecheckEndpoint:
         try:
             stream = await self.service.reader.residual(request.token_ids)
         except SensecheckError as error:
-            return _error(403 if "hand out" in str(error) else 500, str(error))
+            return _error(500, str(error))
         return Response(save({"residual": stream}), media_type="application/octet-stream")
 
     def _health(self) -> dict[str, Any]:

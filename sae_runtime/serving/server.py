@@ -26,6 +26,7 @@ from sae_runtime.paths import artefacts_for, logs_dir
 DEFAULT_PORT = 8000
 Engine = Literal["vllm", "transformers", "none"]
 _STOP_SECONDS = 20.0
+_CPU_BLOCK_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,8 @@ class _Reading:
             return cls([], environment)
         channel = uuid.uuid4().hex
         environment["SENSECHECK_SERVE_CHANNEL"] = channel
+        if options.residual:
+            environment["SENSECHECK_SERVE_RESIDUAL"] = "1"
         return cls(in_worker_arguments(folder, opened.view.layer, channel, residual=options.residual), environment)
 
 
@@ -212,17 +215,23 @@ def _arguments(model: ResolvedModel, options: ServerOptions, port: int, reading:
     ]  # fmt: skip
     if not options.compiled:
         arguments.append("--enforce-eager")
+    if not (_on_gpu() or any(option.startswith("--block-size") for option in options.extra)):
+        # The prefix cache holds whole blocks, 128 tokens by default on a CPU: what follows the last whole one is computed
+        # again by the second call of a prompt. Smaller blocks cost nothing here (docs/performance.md).
+        arguments += ["--block-size", str(_CPU_BLOCK_TOKENS)]
     return [*arguments, *reading.arguments, *options.extra]
 
 
-def _dtype() -> str:
-    """bfloat16 where the hardware computes in it; emulated on a CPU it is six times slower than float32 (measured)."""
+def _on_gpu() -> bool:
     import torch
 
-    if torch.cuda.is_available():
-        return "bfloat16"
-    able = torch.cpu.get_capabilities()
-    return "bfloat16" if any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16")) else "float32"
+    return torch.cuda.is_available()
+
+
+def _dtype() -> str:
+    from sae_runtime.engines.dtype import compute_dtype
+
+    return str(compute_dtype()).removeprefix("torch.")
 
 
 def _environment(options: ServerOptions, reading: _Reading) -> dict[str, str]:

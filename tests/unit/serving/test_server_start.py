@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from sae_runtime.errors import ServerError
 from sae_runtime.models.manifest import SMALL_MODEL
 from sae_runtime.models.resolve import ResolvedModel
 from sae_runtime.paths import artefacts_for
-from sae_runtime.serving.server import ModelServer, ServerOptions, _ended
+from sae_runtime.serving.server import ModelServer, ServerOptions, _arguments, _ended, _Reading
 
 
 def test_the_layer_is_counted_as_vllm_counts_it() -> None:
@@ -22,6 +23,17 @@ def test_the_layer_is_counted_as_vllm_counts_it() -> None:
     assert speculative["draft_model_config"]["hf_config"] == {"eagle_aux_hidden_state_layer_ids": [15]}
     transfer = json.loads(options["--kv-transfer-config"])
     assert transfer["kv_connector_extra_config"] == {"artefacts": "artefacts", "channel": "a-channel", "residual": True}
+
+
+@pytest.mark.parametrize("extra", [(), ("--block-size", "128"), ("--block-size=128",)])
+def test_cache_blocks_are_small_on_a_cpu_unless_told_otherwise(
+    extra: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    model = ResolvedModel(name=SMALL_MODEL, path=tmp_path)
+    arguments = _arguments(model, ServerOptions(extra=extra), 1, _Reading([], {}))
+    sizes = [value for option, value in pairwise(arguments) if option == "--block-size"]
+    assert sizes == (["32"] if not extra else ["128"] if len(extra) == 2 else [])
 
 
 def test_a_model_that_vllm_cannot_read_names_the_sidecar(tmp_path: Path) -> None:
