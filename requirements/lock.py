@@ -1,6 +1,6 @@
 """Regenerate the pinned lock for CPU machines: ``python requirements/lock.py`` (needs network and a recent pip).
 
-Resolves the project with its ``cpu``, ``agents`` and ``dev`` extras in one go and writes every package but those that
+Resolves the project with its ``cpu``, ``build``, ``agents`` and ``dev`` extras in one go and writes every package but those that
 break a CPU installation: vLLM's CPU build names torchvision, torchaudio and torchcodec as dependencies, the registry's
 builds of them need a CUDA torch, and ``import transformers`` fails when they are present beside a CPU one.
 """
@@ -25,7 +25,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--report", str(report)]
-        subprocess.run([*command, *CONSTRAINTS, f"{root}[cpu,agents,dev]"], check=True)
+        subprocess.run([*command, *CONSTRAINTS, f"{root}[cpu,build,agents,dev]"], check=True)
         installs = json.loads(report.read_text("utf-8"))["install"]
     pins = {
         item["metadata"]["name"].lower().replace("_", "-"): item["metadata"]["version"].split("+")[0]

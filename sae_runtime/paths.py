@@ -15,6 +15,8 @@ CATALOG_FILE = "catalog.sqlite"
 SAE_CONFIG_FILE = "cfg.json"
 SAE_WEIGHTS_FILE = "sae_weights.safetensors"
 CARD_FILE = "card.json"
+REPORT_JSON_FILE = "report.json"
+REPORT_PAGE_FILE = "report.html"
 
 
 def cache_dir() -> Path:

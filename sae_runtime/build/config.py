@@ -3,78 +3,20 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
+from sae_runtime.build.corpus_config import CorpusConfig, Strict
 from sae_runtime.errors import InputError
 
 _CONFIGS = Path(__file__).parent / "configs"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class TextSource(_Strict):
-    """Plain text files, cut into passages of ``sequence_length`` tokens."""
-
-    kind: Literal["text"]
-    name: str
-    paths: list[str]
-    licence: str
-    weight: float = 1.0
-
-
-class DialogueSource(_Strict):
-    """Conversations: blocks of ``Speaker: text`` lines, rendered through the chat template.
-
-    ``column`` reads the blocks from a CSV column; otherwise blocks are separated by blank lines. ``user`` and
-    ``assistant`` are the two speakers' names.
-    """
-
-    kind: Literal["dialogue"]
-    name: str
-    paths: list[str]
-    licence: str
-    weight: float = 1.0
-    user: str = "User"
-    assistant: str = "Assistant"
-    column: str | None = None
-
-
-class RecordSource(_Strict):
-    """JSON or JSON-lines records with a request and an answer, rendered through the chat template.
-
-    ``user`` and ``assistant`` are format strings over the record's fields.
-    """
-
-    kind: Literal["records"]
-    name: str
-    paths: list[str]
-    licence: str
-    weight: float = 1.0
-    user: str
-    assistant: str
-
-
-Source = Annotated[TextSource | DialogueSource | RecordSource, Field(discriminator="kind")]
-
-
-class CorpusConfig(_Strict):
-    """Which text is read and how much of it."""
-
-    root: Path = Path("../shared/data/corpus")
-    sources: list[Source]
-    sequence_length: Annotated[int, Field(ge=16)] = 256
-    train_tokens: int
-    validation_tokens: int = 30_000
-    test_tokens: int = 30_000
-
-
-class TrainConfig(_Strict):
+class TrainConfig(Strict):
     """BatchTopK training (Bussmann et al. 2024) with an auxiliary loss for dead latents (Gao et al. 2024)."""
 
     width: int
@@ -87,19 +29,52 @@ class TrainConfig(_Strict):
     auxiliary_k: int = 256
     auxiliary_weight: float = 1 / 32
     dead_after_tokens: int = 200_000
+    bias: Literal["mean", "geometric median"] = "mean"
+    """Where the decoder's bias begins."""
+    nested_widths: list[int] = []  # noqa: RUF012 (pydantic copies it)
+    """Matryoshka nesting (Bussmann et al. 2025): the first latents, so many of each, must reconstruct alone too."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        if not 0 < self.k <= self.width:
+            raise ValueError(f"k must be between 1 and the width {self.width}, not {self.k}")
+        if any(a >= b for a, b in pairwise([0, *self.nested_widths, self.width])):
+            raise ValueError(f"nested_widths must grow and stay below the width {self.width}")
+        return self
 
 
-class ConceptConfig(_Strict):
+class ValidationConfig(Strict):
+    """What a feature must show on documents that were not used to describe it; see docs/build.md."""
+
+    min_samples: int = 30
+    """Tokens of the validation split on which it fires, and on which its description says so."""
+    min_balanced_accuracy: float = 0.7
+    """Of its description, against hard negatives."""
+    max_interval: float = 0.1
+    """Width of the 95 % interval of its description's precision."""
+    min_precision: float = 0.5
+    """Lower end of that interval."""
+    min_cosine: float = 0.7
+    """To the nearest latent of a second training run with another seed."""
+    min_sensitivity: float = 0.5
+    """Share of fresh texts made to fit the description on which it fires."""
+    fresh_texts: int = 6
+    """Per feature."""
+    epochs: float | None = None
+    """Passes of the second run and of the control's training; None: as many as the dictionary's own."""
+
+
+class ConceptConfig(Strict):
     """How signatures are fitted to the labelled contexts."""
 
-    packs: list[str] = ["homographs", "arithmetic", "figurative"]
+    packs: list[str] = ["homographs", "arithmetic", "figurative"]  # noqa: RUF012 (pydantic copies it)
     # Cross-validated accuracy on the fit contexts at 24, 48, 96, 192 features: 0.885, 0.888, 0.887, 0.886 (small model)
     # and 0.874, 0.888, 0.888, 0.882 (default model).
     max_features: int = 48
     catalogued_latents: int = 2048
 
 
-class BuildConfig(_Strict):
+class BuildConfig(Strict):
     """Everything that determines a build."""
 
     model: str
@@ -108,14 +83,24 @@ class BuildConfig(_Strict):
     source: str = Field(default="CONFIG.yaml", exclude=True)
     corpus: CorpusConfig
     harvest_batch_tokens: int = 4096
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the model computes in while it is harvested; auto: bfloat16 where the hardware has units for it."""
+    sae: str | None = None
+    """A dictionary to take instead of training one; ``train`` then says how the second run and the control are trained."""
     train: TrainConfig
+    validation: ValidationConfig = ValidationConfig()
     concepts: ConceptConfig = ConceptConfig()
 
+    def repeated(self) -> TrainConfig:
+        """How the second run and the control are trained."""
+        return self.train.model_copy(update={"epochs": self.validation.epochs or self.train.epochs})
 
-def load_config(value: str, *, corpus_root: Path | None = None) -> BuildConfig:
+
+def load_config(value: str, *, corpus_root: Path | None = None, sae: str | None = None) -> BuildConfig:
     """Read the packaged configuration of a built-in model by name, or any YAML file.
 
-    ``corpus_root`` (or the environment variable ``SENSECHECK_CORPUS``) replaces the configured text folder.
+    ``corpus_root`` (or the environment variable ``SENSECHECK_CORPUS``) replaces the configured text folder, ``sae`` the
+    configured dictionary.
 
     Raises:
         InputError: there is no such configuration, or a field of it is wrong.
@@ -138,4 +123,6 @@ def load_config(value: str, *, corpus_root: Path | None = None) -> BuildConfig:
     root = corpus_root or os.environ.get("SENSECHECK_CORPUS")
     if root:
         config.corpus.root = Path(root)
+    if sae:
+        config.sae = sae
     return config

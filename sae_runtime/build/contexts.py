@@ -7,14 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sae_runtime.build.config import BuildConfig
 from sae_runtime.build.stages import Stage, read_tensors, stage_key, write_tensors
 from sae_runtime.catalog.packs import ConceptPack
 from sae_runtime.detector.sites import SITES, site_tokens
 from sae_runtime.engines.chat import ChatEncoder
 from sae_runtime.engines.features import encode_prompt
 from sae_runtime.engines.transformers import TransformersEngine
-from sae_runtime.models import ResolvedModel
 from sae_runtime.progress import progress
 from sae_runtime.sae import SAE
 
@@ -36,17 +34,18 @@ class ContextFeatures:
     held_out: Tensor
 
 
-def run_contexts(
-    config: BuildConfig, model: ResolvedModel, train: Stage, sae: SAE, packs: dict[str, list[ConceptPack]]
-) -> Stage:
-    """Read every labelled context as a user message; one file per concept, so that an interrupted run resumes."""
+def contexts_key(train_key: str, packs: dict[str, list[ConceptPack]]) -> str:
+    """Changes with the dictionary and with the labelled texts."""
     concepts = [concept for group in packs.values() for concept in group]
     texts = [[c.concept, s.contexts, s.held_out] for c in concepts for s in c.senses.values()]
-    stage = Stage(config.model, "contexts", stage_key(train.key, texts, SITES))
-    if stage.done:
-        return stage
-    engine = TransformersEngine(model.path, config.layer)
-    encoder = ChatEncoder(model.path)
+    return stage_key(train_key, texts, SITES)
+
+
+def run_contexts(
+    stage: Stage, engine: TransformersEngine, encoder: ChatEncoder, sae: SAE, packs: dict[str, list[ConceptPack]]
+) -> None:
+    """Read every labelled context as a user message; one file per concept, so that an interrupted run resumes."""
+    concepts = [concept for group in packs.values() for concept in group]
     with progress("contexts", len(concepts)) as advance:
         for concept in concepts:
             path = stage.folder / f"{concept.concept}.safetensors"
@@ -54,7 +53,6 @@ def run_contexts(
                 write_tensors(path, _capture(concept, engine, encoder, sae))
             advance(1, concept.concept)
     stage.finish({"concepts": len(concepts)})
-    return stage
 
 
 def load_contexts(stage: Stage, concept: str) -> ContextFeatures:

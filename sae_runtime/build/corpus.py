@@ -1,85 +1,77 @@
-"""Corpus stage: local text to token sequences, weighted, de-duplicated and split by document."""
+"""Corpus stage: sources to token sequences, weighted, de-duplicated and split by document."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import random
-import re
+import sys
+import unicodedata
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
 
-from sae_runtime.build.config import BuildConfig, CorpusConfig, DialogueSource, RecordSource, Source, TextSource
+from sae_runtime.build.config import BuildConfig
+from sae_runtime.build.corpus_config import DatasetSource, Source
+from sae_runtime.build.sources import Document, Origin, find_origin, read_documents
 from sae_runtime.build.stages import Stage, read_tensors, stage_key, write_tensors
-from sae_runtime.engines.chat import ChatEncoder, ChatMessage
+from sae_runtime.engines.chat import ChatEncoder
 from sae_runtime.errors import InputError
-from sae_runtime.progress import progress
+from sae_runtime.progress import Advance, progress
 
 SPLITS = ("train", "validation", "test")
-Document = str | list[ChatMessage]
 
-_BLOCK_CHARACTERS = 8_000  # plain text is split by blocks of this size, so that neighbouring passages share a split
-_SPECIAL = re.compile(r"<\|[^|>]{1,40}\|>")  # template tokens inside data would end a message early
+_DEFINITION = 3  # raise it when the same sources give other sequences, so that finished corpora are not used on
 
 
 def run_corpus(config: BuildConfig, encoder: ChatEncoder) -> Stage:
     """Make the token sequences of all splits; returns the finished stage.
 
-    Output per split: ``<split>.safetensors`` with ``tokens`` int32 ``[total]`` and ``lengths`` int32 ``[sequences]``.
+    Output per split: ``<split>.safetensors`` with ``tokens`` int32 ``[total]``, ``lengths`` and ``sources`` (number of the
+    source) int32 ``[sequences]``.
+    The summary has ``tokens`` per split, and ``sources``: per source its licence, hashes, documents, tokens per split
+    and the number of duplicates dropped.
 
     Raises:
-        InputError: a source matches no file, or the sources hold too little text.
+        InputError: a source cannot be read, or the sources hold too little text.
     """
-    corpus = config.corpus
-    files = {source.name: source_files(corpus, source) for source in corpus.sources}
-    hashes = {name: [hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in paths] for name, paths in files.items()}
-    settings = corpus.model_dump(mode="json", exclude={"root"})
-    stage = Stage(config.model, "corpus", stage_key(settings, hashes, config.seed, encoder.tokenizer.chat_template))
+    stage = Stage(config.model, "corpus", corpus_key(config, encoder))
     if stage.done:
         return stage
-    budgets = {"train": corpus.train_tokens, "validation": corpus.validation_tokens, "test": corpus.test_tokens}
-    sequences: dict[str, list[list[int]]] = {split: [] for split in SPLITS}
-    total_weight = sum(source.weight for source in corpus.sources)
-    seen: set[bytes] = set()
-    with progress("corpus", sum(budgets.values())) as advance:
-        for source in corpus.sources:
-            left = {split: int(tokens * source.weight / total_weight) for split, tokens in budgets.items()}
-            documents = list(read_documents(source, files[source.name]))
-            random.Random(config.seed).shuffle(documents)
-            for document in documents:
-                digest = hashlib.sha256(json.dumps(document).encode()).digest()
-                split = _split_of(digest)
-                if digest in seen or left[split] <= 0:
-                    continue
-                seen.add(digest)
-                for ids in _sequences(document, encoder, corpus.sequence_length):
-                    sequences[split].append(ids)
-                    left[split] -= len(ids)
-                    advance(len(ids), source.name)
-                if all(tokens <= 0 for tokens in left.values()):
-                    break
-    for split, rows in sequences.items():
+    taken = _take_all(config, encoder)
+    totals: dict[str, int] = {}
+    for split in SPLITS:
+        rows = [(ids, number) for number, part in enumerate(taken) for ids in part.sequences[split]]
         if not rows:
             raise InputError(f"The corpus has no text for the {split} split.", "Add sources or raise their weights.")
         random.Random(config.seed).shuffle(rows)
+        totals[split] = sum(len(ids) for ids, _ in rows)
         write_tensors(
             stage.folder / f"{split}.safetensors",
             {
-                "tokens": torch.tensor([token for ids in rows for token in ids], dtype=torch.int32),
-                "lengths": torch.tensor([len(ids) for ids in rows], dtype=torch.int32),
+                "tokens": torch.tensor([token for ids, _ in rows for token in ids], dtype=torch.int32),
+                "lengths": torch.tensor([len(ids) for ids, _ in rows], dtype=torch.int32),
+                "sources": torch.tensor([number for _, number in rows], dtype=torch.int32),
             },
         )
-    stage.finish(
-        {
-            "tokens": {split: sum(map(len, rows)) for split, rows in sequences.items()},
-            "sources": [{"name": s.name, "licence": s.licence, "sha256": hashes[s.name]} for s in corpus.sources],
-        }
-    )
+    stage.finish({"tokens": totals, "sources": [part.record() for part in taken]})
     return stage
+
+
+def corpus_key(config: BuildConfig, encoder: ChatEncoder) -> str:
+    """Key of the corpus stage: settings, seed, hashes of the text, chat template and vocabulary.
+
+    Raises:
+        InputError: a source's files are not there, or its dataset cannot be opened.
+    """
+    origins = {source.name: find_origin(config.corpus, source) for source in config.corpus.sources}
+    hashes = {name: [origin.sha256, origin.revision] for name, origin in origins.items()}
+    settings = config.corpus.model_dump(mode="json", exclude={"root"})
+    vocabulary = sorted(encoder.tokenizer.get_vocab().items())
+    return stage_key(_DEFINITION, settings, hashes, config.seed, encoder.tokenizer.chat_template, vocabulary)
 
 
 def load_sequences(stage: Stage, split: str) -> list[list[int]]:
@@ -88,86 +80,112 @@ def load_sequences(stage: Stage, split: str) -> list[list[int]]:
     return [part.tolist() for part in data["tokens"].split(data["lengths"].tolist())]
 
 
-def source_files(corpus: CorpusConfig, source: Source) -> list[Path]:
-    """The files of ``source``, sorted.
+def load_sources(stage: Stage, split: str) -> tuple[list[str], list[int]]:
+    """Names of the sources, and for each sequence of one split the number of its source."""
+    data = read_tensors(stage.folder / f"{split}.safetensors")
+    return [source["name"] for source in stage.summary()["sources"]], data["sources"].tolist()
 
-    Raises:
-        InputError: a pattern matches nothing.
+
+def document_hash(document: Document) -> bytes:
+    """SHA-256 of a document's words: equal for documents that differ in case, spacing and punctuation alone.
+
+    It decides what is a duplicate and to which split a document goes, so near-identical documents share a split.
+    Symbols such as ``+`` and ``=`` count as words. A text of punctuation alone is hashed as it is.
     """
-    files: list[Path] = []
-    for pattern in source.paths:
-        found = sorted(corpus.root.glob(pattern))
-        if not found:
-            raise InputError(
-                f"Corpus source '{source.name}': no file like {corpus.root / pattern}.",
-                "Pass --corpus PATH, set SENSECHECK_CORPUS, or edit the build configuration.",
-            )
-        files += found
-    return files
-
-
-def read_documents(source: Source, files: list[Path]) -> Iterator[Document]:
-    """All documents of ``source``: plain passages, or conversations."""
-    for path in files:
-        if isinstance(source, TextSource):
-            yield from _text_blocks(path.read_text("utf-8", errors="replace"))
-        elif isinstance(source, DialogueSource):
-            yield from _dialogues(source, path)
-        else:
-            yield from _records(source, path)
-
-
-def _text_blocks(text: str) -> Iterator[str]:
-    block: list[str] = []
-    for paragraph in re.split(r"\n\s*\n", text):
-        block.append(re.sub(r"[ \t]+", " ", paragraph.strip()))
-        if sum(map(len, block)) >= _BLOCK_CHARACTERS:
-            yield "\n\n".join(block)
-            block = []
-    if block:
-        yield "\n\n".join(block)
-
-
-def _dialogues(source: DialogueSource, path: Path) -> Iterator[list[ChatMessage]]:
-    if source.column:
-        with path.open(newline="", encoding="utf-8") as file:
-            blocks = [row[source.column] for row in csv.DictReader(file)]
+    if isinstance(document, str):
+        words: Any = _words(document)
     else:
-        blocks = path.read_text("utf-8").split("\n\n")
-    roles = {source.user: "user", source.assistant: "assistant"}
-    for block in blocks:
-        messages: list[ChatMessage] = []
-        for line in block.splitlines():
-            speaker, _, text = line.partition(":")
-            role = roles.get(speaker.strip())
-            if not role or not text.strip():
-                continue
-            if messages and messages[-1]["role"] == role:
-                messages[-1]["content"] += "\n" + text.strip()
-            else:
-                messages.append({"role": role, "content": text.strip()})
-        if messages and messages[0]["role"] == "assistant":
-            messages = messages[1:]
-        if messages:
-            yield messages
+        words = [[message["role"], _words(message["content"])] for message in document]
+    return hashlib.sha256(json.dumps(words).encode()).digest()
 
 
-def _records(source: RecordSource, path: Path) -> Iterator[list[ChatMessage]]:
-    text = path.read_text("utf-8")
-    lines = [text] if path.suffix == ".json" else [line for line in text.split("\n") if line.strip()]
-    try:
-        records: list[dict[str, Any]] = (
-            json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in lines]
-        )
-        pairs = [(source.user.format_map(record), source.assistant.format_map(record)) for record in records]
-    except (ValueError, KeyError) as error:
-        raise InputError(
-            f"Corpus source '{source.name}': {path} cannot be read: {error!r}.", "Check file and fields."
-        ) from error
-    for request, answer in pairs:
-        user, assistant = _SPECIAL.sub("", request).strip(), _SPECIAL.sub("", answer).strip()
-        if user and assistant:
-            yield [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+@dataclass
+class _Taken:
+    """What one source gave.
+
+    Attributes:
+        sequences: token sequences by split.
+        documents: number of documents that they come from.
+        duplicates: number of documents dropped because one like them had been taken before.
+    """
+
+    source: Source
+    origin: Origin
+    sequences: dict[str, list[list[int]]] = field(default_factory=lambda: {split: [] for split in SPLITS})
+    documents: int = 0
+    duplicates: int = 0
+
+    def record(self) -> dict[str, Any]:
+        """The source's entry in the stage's summary, which the card repeats."""
+        record = {
+            "name": self.source.name,
+            "licence": self.source.licence,
+            "sha256": self.origin.sha256,
+            "documents": self.documents,
+            "tokens": {split: sum(map(len, rows)) for split, rows in self.sequences.items()},
+            "duplicates": self.duplicates,
+        }
+        if isinstance(self.source, DatasetSource):
+            record["dataset"] = {
+                "path": self.source.path,
+                "config_name": self.source.config_name,
+                "split": self.source.split,
+                "revision": self.origin.revision,
+            }
+        return record
+
+
+def _take_all(config: BuildConfig, encoder: ChatEncoder) -> list[_Taken]:
+    corpus = config.corpus
+    budgets = {"train": corpus.train_tokens, "validation": corpus.validation_tokens, "test": corpus.test_tokens}
+    total_weight = sum(source.weight for source in corpus.sources)
+    seen: set[bytes] = set()
+    taken = []
+    with progress("corpus", sum(budgets.values())) as advance:
+        for source in corpus.sources:
+            shares = {split: int(tokens * source.weight / total_weight) for split, tokens in budgets.items()}
+            part = _Taken(source, find_origin(corpus, source))
+            _take(part, shares, seen, config, encoder, advance)
+            taken.append(part)
+    return taken
+
+
+def _take(
+    part: _Taken,
+    shares: dict[str, int],
+    seen: set[bytes],
+    config: BuildConfig,
+    encoder: ChatEncoder,
+    advance: Advance,
+) -> None:
+    """Read one source until its shares of tokens are full; ``seen`` holds the hashes of all documents taken."""
+    left = dict(shares)
+    for document in _in_order(part, config.seed):
+        digest = document_hash(document)
+        split = _split_of(digest)
+        if digest in seen:
+            part.duplicates += 1
+        elif left[split] > 0:
+            seen.add(digest)
+            pieces = list(_sequences(part.source.name, document, encoder, config.corpus.sequence_length))
+            part.documents += bool(pieces)
+            for ids in pieces:
+                if left[split] > 0:
+                    part.sequences[split].append(ids)
+                    left[split] -= len(ids)
+                    advance(len(ids), part.source.name)
+        if all(tokens <= 0 for tokens in left.values()):
+            return
+
+
+def _in_order(part: _Taken, seed: int) -> Iterator[Document]:
+    """Files are read whole and shuffled; a dataset may be too large for that and keeps its order."""
+    documents = read_documents(part.source, part.origin)
+    if isinstance(part.source, DatasetSource):
+        return documents
+    shuffled = list(documents)
+    random.Random(seed).shuffle(shuffled)
+    return iter(shuffled)
 
 
 def _split_of(digest: bytes) -> str:
@@ -175,14 +193,40 @@ def _split_of(digest: bytes) -> str:
     return "test" if bucket < 6 else "validation" if bucket < 12 else "train"
 
 
-def _sequences(document: Document, encoder: ChatEncoder, length: int) -> Iterator[list[int]]:
+def _sequences(source: str, document: Document, encoder: ChatEncoder, length: int) -> Iterator[list[int]]:
     """A conversation gives its head, up to two sequences; plain text gives all of its passages."""
     if isinstance(document, str):
         ids = encoder.encode_text(document)
         starts = range(0, len(ids), length)
     else:
-        ids = encoder.encode_text(encoder.render(document, reply=False))
+        try:
+            ids = encoder.encode_text(encoder.render(document, reply=False))
+        except InputError as error:
+            start = document[0]["content"][:60]
+            raise InputError(
+                f"Corpus source '{source}', the conversation that begins '{start}': {error.message}", error.remedy
+            ) from error
         starts = range(0, min(len(ids), 2 * length), length)
-    for start in starts:
-        if len(piece := ids[start : start + length]) >= 8:
+    for begin in starts:
+        if len(piece := ids[begin : begin + length]) >= 8:
             yield piece
+
+
+def _words(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().translate(_separators()).split()) or text
+
+
+@cache
+def _separators() -> dict[int, str]:
+    """Punctuation, separators and control characters to spaces, format characters (zero width) to nothing.
+
+    Not ``\\W``: it also matches the vowel signs of many scripts, and with them most of a word would be lost.
+    """
+    table = {}
+    for code in range(sys.maxunicode + 1):
+        kind = unicodedata.category(chr(code))
+        if kind == "Cf":
+            table[code] = ""
+        elif kind == "Cc" or kind[0] in "PZ":
+            table[code] = " "
+    return table

@@ -3,48 +3,60 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 
-from sae_runtime.build.config import BuildConfig
 from sae_runtime.build.corpus import SPLITS, load_sequences
-from sae_runtime.build.stages import Stage, read_tensors, stage_key, write_tensors
+from sae_runtime.build.stages import Stage, read_tensors, write_tensors
 from sae_runtime.engines.features import content_mask
-from sae_runtime.engines.transformers import TransformersEngine
-from sae_runtime.models import ResolvedModel, fingerprint_model
-from sae_runtime.progress import console, progress
+from sae_runtime.progress import progress
 
 _SHARD_TOKENS = 65_536
 
 
-def run_harvest(config: BuildConfig, model: ResolvedModel, corpus: Stage) -> Stage:
+class Engine(Protocol):
+    """Captures residual streams; see :class:`~sae_runtime.engines.transformers.TransformersEngine`."""
+
+    def residual(self, sequences: list[list[int]]) -> list[torch.Tensor]:
+        """``[tokens, d_model]`` per sequence."""
+
+
+def run_harvest(stage: Stage, corpus: Stage, open_engine: Callable[[], Engine], *, batch_tokens: int) -> None:
     """Capture all splits of ``corpus``; a killed run goes on with the first missing shard.
 
     A shard holds ``residual`` bfloat16 ``[n, d_model]`` and, per row, ``token`` int32, ``sequence`` int32 (index in the
     split) and ``position`` int32. Attention sinks are left out.
+
+    Args:
+        stage: where shards go.
+        corpus: finished corpus stage.
+        open_engine: called when something is to be captured.
+        batch_tokens: padded tokens per forward pass.
     """
-    fingerprint = fingerprint_model(model.path)
-    stage = Stage(config.model, "harvest", stage_key(corpus.key, config.layer, fingerprint.model_dump()))
-    if stage.done:
-        return stage
     plan = [(split, part, rows) for split in SPLITS for part, rows in enumerate(_shards(load_sequences(corpus, split)))]
     tokens = sum(len(ids) for _, _, rows in plan for _, ids in rows)
-    engine: TransformersEngine | None = None
-    console.print(f"harvest needs about {tokens * _width(model.path) * 2 / 1e9:.1f} GB in {stage.folder}")
+    engine: Engine | None = None
     began, fresh = time.monotonic(), 0
     with progress("harvest", tokens) as advance:
         for split, part, rows in plan:
             path = stage.folder / f"{split}-{part:04d}.safetensors"
             size = sum(len(ids) for _, ids in rows)
             if not path.exists():
-                engine = engine or TransformersEngine(model.path, config.layer)
-                write_tensors(path, _capture(engine, rows, config.harvest_batch_tokens))
+                if engine is None:
+                    engine = open_engine()
+                    began = time.monotonic()
+                write_tensors(path, _capture(engine, rows, batch_tokens))
                 fresh += size
             advance(size, f"{fresh / (time.monotonic() - began):.0f} tokens/s")
     seconds = time.monotonic() - began
     stage.finish({"tokens": tokens, "tokens_per_second": round(fresh / seconds) if fresh else None})
-    return stage
+
+
+def disk_estimate(tokens: int, d_model: int) -> int:
+    """Bytes of the shards of ``tokens`` tokens."""
+    return tokens * (2 * d_model + 12)
 
 
 def load_residual(stage: Stage, split: str) -> dict[str, torch.Tensor]:
@@ -53,10 +65,14 @@ def load_residual(stage: Stage, split: str) -> dict[str, torch.Tensor]:
     return {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
 
 
-def _width(folder: Path) -> int:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(folder).get_text_config().hidden_size
+def load_head(stage: Stage, split: str, tokens: int) -> dict[str, torch.Tensor]:
+    """The first rows of one split: whole shards, at least ``tokens`` rows if there are as many."""
+    parts: list[dict[str, torch.Tensor]] = []
+    for path in sorted(stage.folder.glob(f"{split}-*.safetensors")):
+        parts.append(read_tensors(path))
+        if sum(len(part["token"]) for part in parts) >= tokens:
+            break
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _shards(sequences: list[list[int]]) -> list[list[tuple[int, list[int]]]]:
@@ -72,9 +88,7 @@ def _shards(sequences: list[list[int]]) -> list[list[tuple[int, list[int]]]]:
     return [sorted(shard, key=lambda item: len(item[1])) for shard in shards]
 
 
-def _capture(
-    engine: TransformersEngine, rows: list[tuple[int, list[int]]], batch_tokens: int
-) -> dict[str, torch.Tensor]:
+def _capture(engine: Engine, rows: list[tuple[int, list[int]]], batch_tokens: int) -> dict[str, torch.Tensor]:
     kept: dict[str, list[torch.Tensor]] = {"residual": [], "token": [], "sequence": [], "position": []}
     for batch in _batches(rows, batch_tokens):
         for (index, ids), residual in zip(batch, engine.residual([ids for _, ids in batch]), strict=True):

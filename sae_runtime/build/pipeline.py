@@ -1,12 +1,13 @@
 """The whole build in order.
 
-A stage that ended before with the same inputs is skipped. A killed build goes on where it was: harvest with the first
-missing shard, training with its last checkpoint, contexts with the first missing concept; the short stages start again.
+A step that ended before with the same inputs is skipped. A killed build goes on where it was: harvests with the first
+missing shard, training with its last checkpoint, contexts with the first missing concept; the short steps start again.
 Fitting the concepts and publishing take a minute or two and always run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,127 +16,194 @@ from threadpoolctl import threadpool_limits
 
 from sae_runtime.build.config import BuildConfig
 from sae_runtime.build.contexts import load_contexts, run_contexts
-from sae_runtime.build.corpus import load_sequences, run_corpus
-from sae_runtime.build.describe import load_descriptions, run_describe
+from sae_runtime.build.corpus import run_corpus
+from sae_runtime.build.features.describe import Writer, load_described, run_describe
+from sae_runtime.build.features.gates import load_validations, save_validations
+from sae_runtime.build.features.tokens import Words
+from sae_runtime.build.features.validate import Candidate, context_figures, validate
 from sae_runtime.build.harvest import load_residual, run_harvest
-from sae_runtime.build.metrics import cross_entropy_figures, dead_fraction, reconstruction_figures
+from sae_runtime.build.imported import import_sae
+from sae_runtime.build.measure import run_measure
+from sae_runtime.build.metrics import reconstruction_figures
+from sae_runtime.build.plan import STAGES, STEPS, BuildPlan
 from sae_runtime.build.publish import Built, check_target, publish
 from sae_runtime.build.signatures import Signature, fit_signature
-from sae_runtime.build.stages import Stage, stage_key
+from sae_runtime.build.stages import Stage
 from sae_runtime.build.train import load_trained, run_train
-from sae_runtime.catalog.packs import ConceptPack, load_packs
-from sae_runtime.engines.chat import ChatEncoder
+from sae_runtime.engines.dtype import compute_dtype
+from sae_runtime.engines.transformers import TransformersEngine
 from sae_runtime.errors import InputError
-from sae_runtime.models import ResolvedModel, resolve_model
 from sae_runtime.paths import artefacts_for, builds_dir
 from sae_runtime.progress import console, progress
-from sae_runtime.sae import JumpReLUSAE
-
-STAGES = ("corpus", "harvest", "train", "describe", "contexts", "concepts", "publish")
-_CE_TOKENS = 4_000
-_DEAD_WINDOW = 250_000
 
 
-def run_build(config: BuildConfig, *, out: Path | None = None, until: str = "publish") -> dict[str, Any] | None:
+def run_build(
+    config: BuildConfig,
+    *,
+    out: Path | None = None,
+    start: str = "corpus",
+    until: str = "publish",
+    writer: Writer | None = None,
+) -> dict[str, Any] | None:
     """Build dictionary and catalog; returns the card, or None when ``until`` names an earlier stage.
 
     Args:
         config: see :func:`sae_runtime.build.config.load_config`.
         out: folder of the artefacts; None takes the shipped ones' place.
+        start: do this stage and those after it anew, even where they are finished.
         until: last stage to run.
+        writer: a language model that writes the catalogued features' sentences; None: a template does.
 
     Raises:
-        InputError: the corpus is absent, or another build of the model is running.
+        InputError: the corpus is absent, there is no such stage, or another build of the model is running.
     """
-    if until not in STAGES:
-        raise InputError(f"There is no stage '{until}'.", f"Stages: {', '.join(STAGES)}.")
+    for stage in (start, until):
+        if stage not in STAGES:
+            raise InputError(f"There is no stage '{stage}'.", f"Stages: {', '.join(STAGES)}.")
     builds_dir().mkdir(parents=True, exist_ok=True)
     lock = FileLock(builds_dir() / f"{config.model.replace('/', '--')}.lock")
     try:
         with lock.acquire(timeout=0):
-            return _run(config, out, until)
+            target = (out or artefacts_for(config.model)).resolve()
+            check_target(target)
+            return _Build(BuildPlan.of(config), writer).run(start, until, target)
     except Timeout as error:
         raise InputError(f"Another build of {config.model} is running.", "Wait for it, or stop it.") from error
 
 
-def _run(config: BuildConfig, out: Path | None, until: str) -> dict[str, Any] | None:
-    model = resolve_model(config.model)
-    check_target((out or artefacts_for(model.name)).resolve())
-    encoder = ChatEncoder(model.path)
-    last = STAGES.index(until)
-    corpus = run_corpus(config, encoder)
-    if last < STAGES.index("harvest"):
-        return None
-    harvest = run_harvest(config, model, corpus)
-    if last < STAGES.index("train"):
-        return None
-    hook = f"blocks.{config.layer}.hook_resid_post"
-    train = run_train(config, harvest, {"model_name": model.name, "hook_name": hook})
-    sae = load_trained(train)
-    figures = _figures(config, model, corpus, harvest, train, sae)
-    if last < STAGES.index("describe"):
-        return None
-    describe = run_describe(config, corpus, harvest, train, sae, encoder.tokenizer)
-    if last < STAGES.index("contexts"):
-        return None
-    packs = load_packs(config.concepts.packs)
-    contexts = run_contexts(config, model, train, sae, packs)
-    if last < STAGES.index("concepts"):
-        return None
-    signatures = fit_signatures(config, contexts, packs)
-    figures |= reading_figures(signatures)
-    if last < STAGES.index("publish"):
-        return None
-    data = {"corpus_tokens": corpus.summary()["tokens"], "sources": corpus.summary()["sources"]}
-    built = Built(model, sae, load_descriptions(describe), packs, signatures, figures, data)
-    return publish(config, built, out or artefacts_for(model.name))
+class _Build:
+    """Runs the steps of a plan."""
+
+    def __init__(self, plan: BuildPlan, writer: Writer | None) -> None:
+        self._plan = plan
+        self._config = plan.config
+        self._steps = plan.steps
+        self._writer = writer
+
+    def run(self, start: str, until: str, target: Path) -> dict[str, Any] | None:
+        """See :func:`run_build`."""
+        if start != STAGES[0]:
+            for stage in STAGES[STAGES.index(start) :]:
+                for step in self._plan.of_stage(stage):
+                    step.forget()
+        runners: dict[str, Callable[[Stage], Any]] = {
+            "corpus": lambda stage: run_corpus(self._config, self._plan.encoder),
+            "harvest": lambda stage: self._harvest(stage, None),
+            "train": self._dictionary,
+            "measure": self._measure,
+            "describe": lambda stage: self._describe(stage, "harvest", "train"),
+            "again": lambda stage: self._train(stage, "harvest", again=True),
+            "control-harvest": lambda stage: self._harvest(stage, self._config.seed),
+            "control-train": lambda stage: self._train(stage, "control-harvest", again=True),
+            "control-describe": lambda stage: self._describe(stage, "control-harvest", "control-train"),
+            "validate": self._validate,
+            "contexts": self._contexts,
+        }
+        for name, owner in STEPS.items():
+            if STAGES.index(owner) > STAGES.index(until):
+                return None
+            step = self._steps[name]
+            if not step.done:
+                console.print(f"[bold]{name}[/] in {step.folder}", highlight=False)
+                runners[name](step)
+        if until != "publish":
+            return None
+        return self._publish(target)
+
+    def _engine(self, random_seed: int | None = None) -> TransformersEngine:
+        return TransformersEngine(
+            self._plan.model.path,
+            self._config.layer,
+            dtype=compute_dtype(self._config.dtype),
+            random_seed=random_seed,
+        )
+
+    def _harvest(self, stage: Stage, random_seed: int | None) -> None:
+        run_harvest(
+            stage,
+            self._steps["corpus"],
+            lambda: self._engine(random_seed),
+            batch_tokens=self._config.harvest_batch_tokens,
+        )
+
+    def _dictionary(self, stage: Stage) -> None:
+        if self._config.sae:
+            import_sae(
+                stage, self._config.sae, d_in=TransformersEngine.width(self._plan.model.path), layer=self._config.layer
+            )
+        else:
+            self._train(stage, "harvest", again=False)
+
+    def _train(self, stage: Stage, harvest: str, *, again: bool) -> None:
+        config = self._config
+        metadata = {"model_name": self._plan.model.name, "hook_name": f"blocks.{config.layer}.hook_resid_post"}
+        seed = config.seed + (harvest == "harvest" and again)
+        run_train(stage, self._steps[harvest], config.repeated() if again else config.train, seed, metadata)
+
+    def _measure(self, stage: Stage) -> None:
+        run_measure(stage, self._plan, load_trained(self._steps["train"]))
+        console.print(f"dictionary: {stage.summary()}")
+
+    def _describe(self, stage: Stage, harvest: str, train: str) -> None:
+        steps, plan = self._steps, self._plan
+        sae = load_trained(steps[train])
+        model = plan.model if train == "train" else None
+        run_describe(stage, model, steps["corpus"], steps[harvest], sae, plan.encoder.tokenizer)
+
+    def _validate(self, stage: Stage) -> None:
+        config, steps = self._config, self._steps
+        words = Words(self._plan.encoder.tokenizer)
+
+        def check(harvest: str, train: str, describe: str, again: str | None, seed: int | None) -> Any:
+            described = load_described(steps[describe], words)
+            candidate = Candidate(
+                load_trained(steps[train]),
+                load_trained(steps[again]) if again else None,
+                described.predicates,
+                steps[harvest],
+                self._engine(seed),
+            )
+            return validate(candidate, steps["corpus"], words, config.validation, config.seed)
+
+        results, figures = check("harvest", "train", "describe", "again", None)
+        twins, control = check("control-harvest", "control-train", "control-describe", None, config.seed)
+        twin = load_trained(steps["control-train"])
+        control |= reconstruction_figures(twin, load_residual(steps["control-harvest"], "test")["residual"])
+        save_validations(stage, results)
+        save_validations(stage, twins, control=True)
+        stage.finish({**figures, **context_figures(results), "control": {**control, **context_figures(twins)}})
+        console.print(f"validation: {stage.summary()}")
+
+    def _contexts(self, stage: Stage) -> None:
+        run_contexts(stage, self._engine(), self._plan.encoder, load_trained(self._steps["train"]), self._plan.packs)
+
+    def _publish(self, target: Path) -> dict[str, Any]:
+        steps, plan = self._steps, self._plan
+        results = load_validations(steps["validate"])
+        allowed = [result.index for result in results if result.passed]
+        signatures = fit_signatures(plan, steps["contexts"], allowed)
+        built = Built(
+            plan=plan,
+            sae=load_trained(steps["train"]),
+            descriptions=load_described(steps["describe"], Words(plan.encoder.tokenizer)).items,
+            validations=results,
+            signatures=signatures,
+            writer=self._writer,
+        )
+        return publish(built, target)
 
 
-def fit_signatures(config: BuildConfig, contexts: Stage, packs: dict[str, list[ConceptPack]]) -> dict[str, Signature]:
-    """Signatures of all concepts by slug."""
-    concepts = [concept for group in packs.values() for concept in group]
+def fit_signatures(plan: BuildPlan, contexts: Stage, allowed: list[int]) -> dict[str, Signature]:
+    """Signatures of all concepts by slug, over the latents ``allowed``."""
+    concepts = [concept for group in plan.packs.values() for concept in group]
+    settings, seed = plan.config.concepts, plan.config.seed
     signatures = {}
     # Thousands of tiny regressions: threads would only wait for each other.
     with threadpool_limits(1), progress("concepts", len(concepts)) as advance:
         for concept in concepts:
             data = load_contexts(contexts, concept.concept)
             signatures[concept.concept] = fit_signature(
-                data, max_features=config.concepts.max_features, seed=config.seed
+                data, max_features=settings.max_features, seed=seed, allowed=allowed
             )
             advance(1, concept.concept)
     return signatures
-
-
-def reading_figures(signatures: dict[str, Signature]) -> dict[str, Any]:
-    """Means over concepts of the readings' accuracy on held-out contexts, and of a dense probe's at the same sites."""
-    fitted = list(signatures.values())
-    return {
-        "reading_accuracy": round(sum(s.accuracy for s in fitted) / len(fitted), 4),
-        "reading_accuracy_dense_probe": round(sum(s.dense_accuracy for s in fitted) / len(fitted), 4),
-        "reading_sites": {site: sum(s.site == site for s in fitted) for site in sorted({s.site for s in fitted})},
-    }
-
-
-def _figures(
-    config: BuildConfig, model: ResolvedModel, corpus: Stage, harvest: Stage, train: Stage, sae: JumpReLUSAE
-) -> dict[str, Any]:
-    """Reconstruction on the untouched test split; cached as a stage of its own, since it takes minutes."""
-    stage = Stage(config.model, "figures", stage_key(train.key, _CE_TOKENS, _DEAD_WINDOW))
-    if not stage.done:
-        test = load_residual(harvest, "test")["residual"]
-        window = load_residual(harvest, "train")["residual"][:_DEAD_WINDOW]
-        sequences, tokens = [], 0
-        for ids in load_sequences(corpus, "test"):
-            if tokens < _CE_TOKENS:
-                sequences.append(ids)
-                tokens += len(ids)
-        stage.finish({
-            **reconstruction_figures(sae, test),
-            "dead_fraction": dead_fraction(sae, window),
-            "dead_window_tokens": len(window),
-            **cross_entropy_figures(model, config.layer, sae, sequences),
-            "tokens_trained": train.summary()["tokens_trained"],
-            "tokens_distinct": corpus.summary()["tokens"]["train"],
-        })  # fmt: skip
-        console.print(f"dictionary: {stage.summary()}")
-    return {name: round(value, 5) if isinstance(value, float) else value for name, value in stage.summary().items()}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import platform
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,12 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from sae_runtime.build.calibrate import MIN_READ_ACCURACY, NEVER, Judged, choose_thresholds
-from sae_runtime.build.config import BuildConfig
 from sae_runtime.build.cues import fit_cues
-from sae_runtime.build.describe import Description
+from sae_runtime.build.features.describe import Description, Writer, written_sentence
+from sae_runtime.build.features.gates import Validation
+from sae_runtime.build.plan import BuildPlan
+from sae_runtime.build.report.card import card_figures, make_card, report_of
+from sae_runtime.build.report.page import write_report
 from sae_runtime.build.signatures import Signature
 from sae_runtime.catalog.packs import ConceptPack
 from sae_runtime.catalog.store import catalog_engine, create_catalog, seal_catalog
@@ -42,52 +45,69 @@ from sae_runtime.detector.inspector import Inspector
 from sae_runtime.errors import InputError
 from sae_runtime.evaluation.planted import read_planted
 from sae_runtime.evaluation.prompts import calibration_prompts
-from sae_runtime.models import ResolvedModel, fingerprint_model
-from sae_runtime.paths import CARD_FILE, CATALOG_FILE, SAE_CONFIG_FILE, SAE_WEIGHTS_FILE
-from sae_runtime.sae import JumpReLUSAE, save_sae
+from sae_runtime.models import fingerprint_model
+from sae_runtime.paths import (
+    CARD_FILE,
+    CATALOG_FILE,
+    REPORT_JSON_FILE,
+    REPORT_PAGE_FILE,
+    SAE_CONFIG_FILE,
+    SAE_WEIGHTS_FILE,
+)
+from sae_runtime.progress import progress
+from sae_runtime.sae import SAE, save_sae
 from sae_runtime.sae.fingerprint import fingerprint_sae
+
+_NUMBERS = ("members", "yes", "no", "names")  # a predicate's word numbers; the words themselves stand beside them
 
 
 @dataclass(frozen=True)
 class Built:
-    """What the earlier stages made. ``signatures`` by concept slug; ``figures`` and ``data`` go into card and catalog."""
+    """What the earlier stages made.
 
-    model: ResolvedModel
-    sae: JumpReLUSAE
+    Attributes:
+        plan: the build's plan, with the summaries of its steps.
+        sae: the full dictionary.
+        descriptions, validations: by latent index.
+        signatures: by concept slug.
+        writer: a language model for the catalogued features' sentences, or None.
+    """
+
+    plan: BuildPlan
+    sae: SAE
     descriptions: list[Description]
-    packs: dict[str, list[ConceptPack]]
+    validations: list[Validation]
     signatures: dict[str, Signature]
-    figures: dict[str, Any]
-    data: dict[str, Any]
+    writer: Writer | None
 
 
-def publish(config: BuildConfig, built: Built, target: Path) -> dict[str, Any]:
-    """Write SAE subset, catalog and card to ``target``, replacing what stood there; returns the card."""
+def publish(built: Built, target: Path) -> dict[str, Any]:
+    """Write SAE subset, catalog, card and report to ``target``, replacing what stood there; returns the card."""
     target = target.resolve()
     check_target(target)
     staging = target.with_name(f".{target.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    chosen = _catalogued_latents(built, config.concepts.catalogued_latents)
-    save_sae(built.sae.subset(chosen).to(dtype=torch.bfloat16), staging)
+    chosen = _catalogued_latents(built)
+    save_sae(_shipped(built, chosen).to(dtype=torch.bfloat16), staging)
     catalog = staging / CATALOG_FILE
-    figures = dict(built.figures)
     engine = create_catalog(catalog)
     with Session(engine) as session, session.begin():
-        sae_row = _add_sources(session, config, built, fingerprint_sae(staging))
-        features = _add_features(session, sae_row, built.descriptions, chosen)
-        for pack, concepts in built.packs.items():
+        sae_row = _add_sources(session, built, fingerprint_sae(staging))
+        features = _add_features(session, sae_row, built, chosen)
+        for pack, concepts in built.plan.packs.items():
             for concept in concepts:
                 session.add(_concept_row(pack, concept, built.signatures[concept.concept], features))
     engine.dispose()
-    figures |= _calibrate(built, staging)
-    card = _card(config, built, figures, len(chosen), fingerprint_sae(staging))
+    figures = {**card_figures(built), **_calibrate(built, staging)}
+    card = make_card(built, figures, chosen, fingerprint_sae(staging))
     engine = catalog_engine(catalog, writable=True)
     with Session(engine) as session, session.begin():
-        session.add(_build_row(config, built, card))
+        session.add(_build_row(built, card))
     engine.dispose()
     seal_catalog(catalog)
     (staging / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n", "utf-8")
+    write_report(report_of(built, card, chosen), staging)
     _replace_folder(staging, target)
     return card
 
@@ -100,26 +120,32 @@ def check_target(target: Path) -> None:
     """
     if not target.exists():
         return
-    ours = {SAE_CONFIG_FILE, SAE_WEIGHTS_FILE, CATALOG_FILE, CARD_FILE}
+    ours = {SAE_CONFIG_FILE, SAE_WEIGHTS_FILE, CATALOG_FILE, CARD_FILE, REPORT_JSON_FILE, REPORT_PAGE_FILE}
     if not target.is_dir() or {path.name for path in target.iterdir()} - ours:
         raise InputError(f"{target} holds other files; publishing would replace them.", "Name a new folder with --out.")
 
 
-def _catalogued_latents(built: Built, wanted: int) -> list[int]:
-    """Latents of all signatures, then those whose labels predict best on unseen text, up to ``wanted`` in all."""
+def _catalogued_latents(built: Built) -> list[int]:
+    """Latents of all signatures, then those that passed all gates, best descriptions first, up to the wanted number."""
     chosen = {int(column) for signature in built.signatures.values() for column in signature.readout.columns}
-    rest = [item for item in built.descriptions if item.index not in chosen and item.samples >= 10]
-    rest.sort(key=lambda item: (-item.balanced_accuracy, item.index))
+    rest = [item for item in built.validations if item.index not in chosen and item.passed]
+    rest.sort(key=lambda item: (-item.scores.balanced_accuracy, item.index))
+    wanted = built.plan.config.concepts.catalogued_latents
     chosen |= {item.index for item in rest[: max(0, wanted - len(chosen))]}
     return sorted(chosen)
 
 
-def _add_sources(session: Session, config: BuildConfig, built: Built, fingerprint: str) -> SaeRow:
-    prints = fingerprint_model(built.model.path)
-    model = ModelRow(name=built.model.name, **prints.model_dump())
+def _shipped(built: Built, chosen: list[int]) -> SAE:
+    """The catalogued latents alone, unless they cannot be computed without the others."""
+    return built.sae.subset(chosen) if built.sae.independent else built.sae
+
+
+def _add_sources(session: Session, built: Built, fingerprint: str) -> SaeRow:
+    plan = built.plan
+    model = ModelRow(name=plan.model.name, **fingerprint_model(plan.model.path).model_dump())
     sae = SaeRow(
         model=model,
-        layer=config.layer,
+        layer=plan.config.layer,
         hook_name=built.sae.metadata["hook_name"],
         architecture=built.sae.architecture,
         d_in=built.sae.d_in,
@@ -131,33 +157,49 @@ def _add_sources(session: Session, config: BuildConfig, built: Built, fingerprin
     return sae
 
 
-def _add_features(session: Session, sae: SaeRow, items: list[Description], chosen: list[int]) -> dict[int, FeatureRow]:
+def _add_features(session: Session, sae: SaeRow, built: Built, chosen: list[int]) -> dict[int, FeatureRow]:
+    purities = _purities(built.signatures)
     rows = {}
-    for index in chosen:
-        item = items[index]
-        rows[index] = FeatureRow(
-            sae_id=sae.id,
-            index=index,
-            label=item.label,
-            density=item.density,
-            max_activation=item.max_activation,
-            examples=[FeatureExampleRow(**example) for example in item.examples],
-        )
+    with progress("features", len(chosen)) as advance:
+        for index in chosen:
+            item, checked = built.descriptions[index], built.validations[index]
+            rows[index] = FeatureRow(
+                sae_id=sae.id,
+                index=index,
+                label=item.label,
+                description=written_sentence(built.writer, item) if built.writer else item.sentence,
+                predicate={name: value for name, value in item.predicate.items() if name not in _NUMBERS},
+                promoted=item.promoted,
+                density=item.density,
+                max_activation=item.max_activation,
+                seed_cosine=checked.cosine,
+                sensitivity=checked.sensitivity,
+                context_free=checked.context_free,
+                sense_purity=purities.get(index),
+                examples=[FeatureExampleRow(**context) for context in item.contexts],
+            )
+            advance(1)
     session.add_all(rows.values())
     session.flush()
     session.add_all(
-        FeatureValidationRow(
-            feature_id=row.id,
-            method="token set",
-            split="validation",
-            samples=items[index].samples,
-            precision=items[index].precision,
-            recall=items[index].recall,
-            balanced_accuracy=items[index].balanced_accuracy,
-        )
+        FeatureValidationRow(feature_id=row.id, method="description", split=split, **asdict(scores))
         for index, row in rows.items()
+        for split, scores in (
+            ("validation", built.validations[index].scores),
+            ("test", built.validations[index].test),
+        )
     )
     return rows
+
+
+def _purities(signatures: dict[str, Signature]) -> dict[int, float]:
+    """Sense purity of each latent, mean over the concepts in whose held-out contexts it fired."""
+    found: dict[int, list[float]] = {}
+    for signature in signatures.values():
+        for column, purity in zip(signature.readout.columns, signature.purity, strict=True):
+            if not math.isnan(purity):
+                found.setdefault(int(column), []).append(float(purity))
+    return {index: sum(values) / len(values) for index, values in found.items()}
 
 
 def _concept_row(pack: str, concept: ConceptPack, signature: Signature, features: dict[int, FeatureRow]) -> ConceptRow:
@@ -199,7 +241,7 @@ def _concept_row(pack: str, concept: ConceptPack, signature: Signature, features
 
 def _calibrate(built: Built, staging: Path) -> dict[str, Any]:
     """Choose thresholds with the staged artefacts and store them in the staged catalog; returns the figures."""
-    inspector = Inspector.from_model(str(built.model.path), artefacts=staging)
+    inspector = Inspector.from_model(str(built.plan.model.path), artefacts=staging)
     # Cross-validated on the fit contexts, so that the held-out ones select nothing.
     trusted = {slug for slug, fit in built.signatures.items() if fit.validation_accuracy >= MIN_READ_ACCURACY}
     judged = [
@@ -217,36 +259,13 @@ def _calibrate(built: Built, staging: Path) -> dict[str, Any]:
     return {"calibration": {**thresholds, "prompts": len(judged), "concepts_that_flag": len(trusted), **figures}}
 
 
-def _card(
-    config: BuildConfig, built: Built, figures: Mapping[str, Any], shipped: int, fingerprint: str
-) -> dict[str, Any]:
-    senses = sum(len(concept.senses) for concepts in built.packs.values() for concept in concepts)
-    return {
-        "model": built.model.name,
-        "layer": config.layer,
-        "d_in": built.sae.d_in,
-        "d_sae": built.sae.d_sae,
-        **figures,
-        "features_validated_fraction": None,
-        "features_validated_reason": "validation against controls is the next milestone of the offline build",
-        "concepts": len(built.signatures),
-        "senses": senses,
-        "latents_shipped": shipped,
-        "shipped": "full dictionary" if shipped == built.sae.d_sae else "catalogued latents alone (exact for readings)",
-        "fingerprint": fingerprint,
-        "licence": "Apache-2.0",
-        "data": built.data,
-        "command": f"sensecheck build {config.source} --corpus PATH",
-    }
-
-
-def _build_row(config: BuildConfig, built: Built, card: dict[str, Any]) -> BuildRow:
+def _build_row(built: Built, card: dict[str, Any]) -> BuildRow:
     packages = ("torch", "transformers", "scikit-learn", "numpy", "sqlalchemy")
     versions = {name: importlib.metadata.version(name) for name in packages} | {"python": platform.python_version()}
-    settings = config.model_dump(mode="json")
+    settings = built.plan.config.model_dump(mode="json")
     settings["corpus"].pop("root")  # a path of the machine that built it
     return BuildRow(
-        sae_id=1, created_at=datetime.now(UTC), config=settings, data=built.data, versions=versions, figures=card
+        sae_id=1, created_at=datetime.now(UTC), config=settings, data=card["data"], versions=versions, figures=card
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def stage_key(*parts: Any) -> str:
 
 
 class Stage:
-    """One stage's folder ``builds/<model>/<name>-<key>``.
+    """One stage's folder ``builds/<model>/<name>-<key>``, made when something is first written.
 
     A stage writes its outputs under their final names only when they are complete and calls :meth:`finish` last.
     """
@@ -29,13 +30,21 @@ class Stage:
     def __init__(self, model: str, name: str, key: str) -> None:
         self.name = name
         self.key = key
-        self.folder = builds_dir() / model.replace("/", "--") / f"{name}-{key}"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = model_folder(model) / f"{name}-{key}"
 
     @property
     def done(self) -> bool:
         """Whether the stage ended earlier with the same inputs."""
         return (self.folder / "done.json").exists()
+
+    @property
+    def begun(self) -> bool:
+        """Whether an interrupted run left something to go on with."""
+        return self.folder.is_dir() and not self.done
+
+    def forget(self) -> None:
+        """Delete the stage's outputs."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Record the stage's figures and mark it as done."""
@@ -46,8 +55,14 @@ class Stage:
         return json.loads((self.folder / "done.json").read_text("utf-8"))
 
 
+def model_folder(model: str) -> Path:
+    """Folder of all stages of ``model``."""
+    return builds_dir() / model.replace("/", "--")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to a temporary file, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, "utf-8")
     partial.replace(path)
@@ -55,6 +70,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write ``tensors`` as safetensors to a temporary file, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
     partial.replace(path)

@@ -13,6 +13,7 @@ import json
 import time
 import warnings
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,36 +21,31 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from sae_runtime.build.config import BuildConfig, TrainConfig
-from sae_runtime.build.harvest import load_residual
-from sae_runtime.build.stages import Stage, read_tensors, stage_key, write_tensors
+from sae_runtime.build.config import TrainConfig
+from sae_runtime.build.harvest import load_head, load_residual
+from sae_runtime.build.stages import Stage, read_tensors, write_tensors
 from sae_runtime.errors import InputError
 from sae_runtime.progress import progress
-from sae_runtime.sae import JumpReLUSAE, load_sae, save_sae
+from sae_runtime.sae import SAE, JumpReLUSAE, load_sae, save_sae
 
 _CHECKPOINT_STEPS = 200
+_THRESHOLD_TOKENS = 16_000  # validation tokens that set the exported threshold
 
 
-def run_train(config: BuildConfig, harvest: Stage, sae_metadata: dict[str, str]) -> Stage:
+def run_train(stage: Stage, harvest: Stage, config: TrainConfig, seed: int, sae_metadata: dict[str, str]) -> None:
     """Train on the harvest's train split and save the SAE (bfloat16) in the stage's folder."""
-    stage = Stage(config.model, "train", stage_key(harvest.key, config.train.model_dump(), config.seed))
-    if stage.done:
-        return stage
     x = load_residual(harvest, "train")["residual"]
-    trainer = Trainer(config.train, x, seed=config.seed)
+    trainer = Trainer(config, x, seed=seed)
     losses = trainer.run(stage.folder / "checkpoint.safetensors")
-    sae = trainer.export(load_residual(harvest, "validation")["residual"].float(), sae_metadata)
-    save_sae(sae.to(dtype=torch.bfloat16), stage.folder)
+    validation = load_head(harvest, "validation", _THRESHOLD_TOKENS)["residual"][:_THRESHOLD_TOKENS]
+    save_sae(trainer.export(validation.float(), sae_metadata).to(dtype=torch.bfloat16), stage.folder)
     (stage.folder / "checkpoint.safetensors").unlink(missing_ok=True)
-    stage.finish({"tokens_trained": trainer.step * config.train.batch_tokens, "loss": losses})
-    return stage
+    stage.finish({"tokens_trained": trainer.step * config.batch_tokens, "loss": losses})
 
 
-def load_trained(stage: Stage) -> JumpReLUSAE:
-    """The trained SAE with its shipped (bfloat16-rounded) weights, as float32."""
-    sae = load_sae(stage.folder)
-    assert isinstance(sae, JumpReLUSAE)  # noqa: S101 (written by run_train)
-    return sae
+def load_trained(stage: Stage) -> SAE:
+    """The stage's SAE with its shipped (bfloat16-rounded) weights, as float32."""
+    return load_sae(stage.folder)
 
 
 @dataclass
@@ -83,6 +79,26 @@ class _Active:
         """``(left @ right.T)`` at these places alone, in row order; ``left`` ``[batch, d]``, ``right`` ``[width, d]``."""
         places = _csr(self.rows, self.columns, torch.zeros(len(self.rows)), self.matrix.shape)
         return torch.sparse.sampled_addmm(places, left, right.T).values()
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What a step computed: activations before selection ``[batch, width]``, centred inputs and the reconstruction's
+    error ``[batch, d_in]``, and the batch's variance."""
+
+    pre: Tensor
+    centred: Tensor
+    error: Tensor
+    variance: float
+
+
+def geometric_median(x: Tensor, steps: int = 50) -> Tensor:
+    """The point ``[d]`` with the least sum of distances to the rows of ``x`` ``[n, d]`` (Weiszfeld 1937)."""
+    point = x.mean(0)
+    for _ in range(steps):
+        weights = 1 / (x - point).norm(dim=1).clamp_min(1e-6)
+        point = (weights @ x) / weights.sum()
+    return point
 
 
 def _csr(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -124,7 +140,8 @@ class Trainer:
         self.w_dec = directions.clone()
         self.w_enc = directions.clone()  # transposed, [width, d_in], like the decoder: rows are gathered and updated
         self.b_enc = torch.zeros(config.width)
-        self.b_dec = sample.mean(0) * self.scale
+        centre = sample.mean(0) if config.bias == "mean" else geometric_median(sample)
+        self.b_dec = centre * self.scale
         self.parameters = [self.w_enc, self.w_dec, self.b_enc, self.b_dec]
         self.optimiser = torch.optim.Adam(self.parameters, lr=config.learning_rate, betas=(0.9, 0.999), fused=True)
         self.last_fired = torch.zeros(config.width, dtype=torch.int64)
@@ -157,19 +174,33 @@ class Trainer:
     def train_step(self, x: Tensor) -> float:
         """One update on a batch of scaled activations ``[batch, d_in]``; returns the batch's FVU."""
         self.step += 1
-        centred = x - self.b_dec
-        pre = torch.addmm(self.b_enc, centred, self.w_enc.T).relu_()
-        active = self._batch_top_k(pre)
-        error = active.matrix @ self.w_dec + self.b_dec - x
-        variance = (x - x.mean(0)).pow(2).sum().item()
-        grad = error * (2 / variance)
-        grads = self._gradients(active, grad, centred)
-        self.last_fired[active.columns] = self.step
+        grads, forward = self.gradients(x)
         dead = self._dead().nonzero().squeeze(1)
         if len(dead):
-            self._add_auxiliary(grads, pre, dead, centred, error)
+            self._add_auxiliary(grads, dead, forward)
         self._update(grads)
-        return error.pow(2).sum().item() / variance
+        return forward.error.pow(2).sum().item() / forward.variance
+
+    def gradients(self, x: Tensor) -> tuple[list[Tensor], Forward]:
+        """Gradients of ``w_enc, w_dec, b_enc, b_dec`` for the FVU of a batch (mean over nested widths, if there are)."""
+        centred = x - self.b_dec
+        pre = torch.addmm(self.b_enc, centred, self.w_enc.T).relu_()
+        groups = self._batch_top_k(pre)
+        variance = (x - x.mean(0)).pow(2).sum().item()
+        error, upstream = -centred, []
+        for active in groups:
+            error = error + active.matrix @ self.w_dec
+            upstream.append(error * (2 / variance / len(groups)))
+        # A latent takes part in the reconstructions of its own group and of all wider ones.
+        grads: list[Tensor] = []
+        total = torch.zeros_like(x)
+        for active, grad in zip(reversed(groups), reversed(upstream), strict=True):
+            total = total + grad
+            more = self._weight_gradients(active, total, centred)
+            grads = [a.add_(b) for a, b in zip(grads, more, strict=True)] if grads else more
+            self.last_fired[active.columns] = self.step
+        grads.append(total.sum(0) - grads[2] @ self.w_enc)
+        return grads, Forward(pre, centred, error, variance)
 
     def export(self, validation: Tensor, metadata: dict[str, str]) -> JumpReLUSAE:
         """The JumpReLU SAE in residual-stream units, its threshold set so that mean L0 on ``validation`` is k."""
@@ -186,8 +217,11 @@ class Trainer:
             dict(metadata),
         )
 
-    def _batch_top_k(self, pre: Tensor) -> _Active:
-        """The ``k * batch`` largest entries; the last step's threshold narrows the search to a few of them."""
+    def _batch_top_k(self, pre: Tensor) -> list[_Active]:
+        """The ``k * batch`` largest entries, by group of nested latents (one group without nesting).
+
+        The last step's threshold narrows the search to a few of them.
+        """
         wanted = self.config.k * len(pre)
         flat = pre.flatten()
         candidates = (flat > 0.9 * self.threshold).nonzero().squeeze(1)
@@ -199,33 +233,38 @@ class Trainer:
             keep = values > cut
             candidates, values = candidates[keep], values[keep]
             self.threshold = cut.item()
-        return _Active.of(candidates // pre.shape[1], candidates % pre.shape[1], values, (pre.shape[0], pre.shape[1]))
+        rows, columns = candidates // pre.shape[1], candidates % pre.shape[1]
+        shape = (pre.shape[0], pre.shape[1])
+        groups = []
+        for low, high in pairwise([0, *self.config.nested_widths, self.config.width]):
+            inside = (columns >= low) & (columns < high) if self.config.nested_widths else slice(None)
+            groups.append(_Active.of(rows[inside], columns[inside], values[inside], shape))
+        return groups
 
-    def _gradients(self, active: _Active, grad: Tensor, centred: Tensor) -> list[Tensor]:
-        """Gradients of ``w_enc, w_dec, b_enc, b_dec`` for the error gradient ``grad`` ``[batch, d_in]``."""
+    def _weight_gradients(self, active: _Active, grad: Tensor, centred: Tensor) -> list[Tensor]:
+        """Gradients of ``w_enc, w_dec, b_enc`` for the error gradient ``grad`` ``[batch, d_in]``."""
         upstream = active.products(grad, self.w_dec)
         w_enc = active.transposed(upstream) @ centred
         w_dec = active.transposed(active.matrix.values()) @ grad
         b_enc = torch.zeros(self.config.width).index_add_(0, active.columns, upstream)
-        b_dec = grad.sum(0) - b_enc @ self.w_enc
-        return [w_enc, w_dec, b_enc, b_dec]
+        return [w_enc, w_dec, b_enc]
 
-    def _add_auxiliary(self, grads: list[Tensor], pre: Tensor, dead: Tensor, centred: Tensor, error: Tensor) -> None:
+    def _add_auxiliary(self, grads: list[Tensor], dead: Tensor, forward: Forward) -> None:
         """Dead latents reconstruct the error of a quarter of the batch; adds to ``grads`` in place.
 
         The gradient passes straight through the ReLU, so that a latent which is zero on the whole batch still moves.
         """
-        rows = max(1, len(pre) // 4)
-        top = pre[:rows, dead].topk(min(self.config.auxiliary_k, len(dead)), dim=1)
+        rows = max(1, len(forward.pre) // 4)
+        top = forward.pre[:rows, dead].topk(min(self.config.auxiliary_k, len(dead)), dim=1)
         places = torch.arange(rows).repeat_interleave(top.values.shape[1])
         columns = dead[top.indices].sort(dim=1)
         values = top.values.gather(1, columns.indices).flatten()
         active = _Active.of(places, columns.values.flatten(), values, (rows, self.config.width))
-        target = -error[:rows]
+        target = -forward.error[:rows]
         guess = active.matrix @ self.w_dec
         scale = self.config.auxiliary_weight * 2 / max(target.pow(2).sum().item(), 1e-9)
-        extra = self._gradients(active, (guess - target) * scale, centred[:rows])
-        for grad, more in zip(grads[:3], extra[:3], strict=True):
+        extra = self._weight_gradients(active, (guess - target) * scale, forward.centred[:rows])
+        for grad, more in zip(grads[:3], extra, strict=True):
             grad += more
 
     def _update(self, grads: list[Tensor]) -> None:

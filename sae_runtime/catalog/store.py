@@ -76,6 +76,8 @@ def upgrade_catalog(location: Path | str) -> None:
         raise RevisionError(f"The catalog {location} is newer than this program.", "Update sensecheck.") from error
     finally:
         engine.dispose()
+    if isinstance(location, Path) or "://" not in location:
+        seal_catalog(Path(location))  # serving opens it read-only, which a write-ahead log would not allow everywhere
 
 
 def check_revision(connection: Connection, location: Path | str) -> str:

@@ -66,7 +66,14 @@ class BuildRow(Base):
 
 
 class FeatureRow(Base):
-    """One SAE latent. ``index`` counts in the full dictionary; ``density`` is the share of tokens on which it fires."""
+    """One SAE latent. ``index`` counts in the full dictionary; ``density`` is the share of tokens on which it fires.
+
+    ``description`` is a sentence for people, ``predicate`` the same for machines (see ``build/predicates.py``),
+    ``promoted`` the tokens that its decoder direction makes more likely. ``seed_cosine``: to the nearest latent of a second
+    training run; ``sensitivity``: share of fresh texts made to fit the description that fire it; ``context_free``: the
+    same for the description's words alone; ``sense_purity``: share of its activation on held-out contexts that lies in
+    the sense it votes for, mean over the concepts that use it. Null where it was not measured.
+    """
 
     __tablename__ = "features"
     __table_args__ = (UniqueConstraint("sae_id", "index"), CheckConstraint("density BETWEEN 0 AND 1", name="density"))
@@ -74,8 +81,15 @@ class FeatureRow(Base):
     sae_id: Mapped[int] = mapped_column(ForeignKey("saes.id"))
     index: Mapped[int]
     label: Mapped[str]
+    description: Mapped[str] = mapped_column(server_default="")
+    predicate: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
+    promoted: Mapped[list[str]] = mapped_column(server_default="[]")
     density: Mapped[float]
     max_activation: Mapped[float]
+    seed_cosine: Mapped[float | None]
+    sensitivity: Mapped[float | None]
+    context_free: Mapped[float | None]
+    sense_purity: Mapped[float | None]
     examples: Mapped[list[FeatureExampleRow]] = relationship(order_by="FeatureExampleRow.activation.desc()")
 
 
@@ -92,7 +106,11 @@ class FeatureExampleRow(Base):
 
 
 class FeatureValidationRow(Base):
-    """How well a feature's label predicts where it fires on text that was not used to write the label."""
+    """How well a feature's description predicts where it fires on text that was not used to write it.
+
+    ``samples``: tokens on which the feature fires; ``predicted``: tokens on which the description says so;
+    ``precision_low`` and ``precision_high``: the precision's 95 % interval. Null in catalogs of revision 0001.
+    """
 
     __tablename__ = "feature_validations"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -100,7 +118,10 @@ class FeatureValidationRow(Base):
     method: Mapped[str]
     split: Mapped[str]
     samples: Mapped[int]
+    predicted: Mapped[int | None]
     precision: Mapped[float]
+    precision_low: Mapped[float | None]
+    precision_high: Mapped[float | None]
     recall: Mapped[float]
     balanced_accuracy: Mapped[float]
 

@@ -98,7 +98,9 @@ class ChatEncoder:
             raise InputError("There is no message to read.", "Pass at least one message.")
         rendered = self.render(messages, reply=reply)
         starts = self._content_starts(messages, rendered, reply=reply)
-        encoded = self.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
+        # A template writes its special tokens itself; a base model has learned to find the tokenizer's own, such as <bos>.
+        special = not self.tokenizer.chat_template
+        encoded = self.tokenizer(rendered, add_special_tokens=special, return_offsets_mapping=True)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
         truncated = limit is not None and len(ids) > limit
         if truncated:
@@ -122,21 +124,21 @@ class ChatEncoder:
         marked = self.render(
             [{"role": m["role"], "content": marker} for m, marker in zip(messages, markers, strict=True)], reply=reply
         )
-        for strip in (False, True):
-            starts, text, cursor = [], "", 0
-            for message, marker in zip(messages, markers, strict=True):
-                at = marked.find(marker, cursor)
-                if at < 0:
-                    raise InputError(
-                        f"The chat template drops a message of role '{message['role']}'.", "Check the roles."
-                    )
-                content = message["content"].strip() if strip else message["content"]
-                text += marked[cursor:at]
-                starts.append((len(text), message["content"].find(content), len(content)))
-                text += content
-                cursor = at + len(marker)
-            if text + marked[cursor:] == rendered:
-                return starts
+        between, rest = [], marked
+        for message, marker in zip(messages, markers, strict=True):
+            before, found, rest = rest.partition(marker)
+            if not found:
+                raise InputError(f"The chat template drops a message of role '{message['role']}'.", "Check the roles.")
+            between.append(before)
+        starts, text = [], between[0]
+        for message, after in zip(messages, [*between[1:], rest], strict=True):
+            # Some templates strip what users say and leave the system message as it is.
+            whole, stripped = message["content"], message["content"].strip()
+            content = whole if rendered.startswith(whole + after, len(text)) else stripped
+            starts.append((len(text), whole.find(content), len(content)))
+            text += content + after
+        if text == rendered:
+            return starts
         raise InputError("The chat template rewrites the content of messages.", "Token spans need a plain template.")
 
     @staticmethod

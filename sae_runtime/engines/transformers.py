@@ -20,21 +20,35 @@ class TransformersEngine:
         layer: 0-based index L; what is captured is the residual stream after layer L (``resid_post``).
         device: torch device, ``cpu`` or ``cuda``.
         dtype: compute dtype. float32 is the faster choice on CPUs without bfloat16 units.
+        random_seed: draw the weights at random instead of reading them: the model's untrained twin, a control.
 
     Raises:
         EngineError: the model has no such layer, or it is no decoder with a stack of layers.
     """
 
-    def __init__(self, folder: Path, layer: int, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
-        from transformers import AutoModel
+    def __init__(
+        self,
+        folder: Path,
+        layer: int,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        random_seed: int | None = None,
+    ) -> None:
+        from transformers import AutoConfig, AutoModel
 
         self.layer = layer
         self.device = torch.device(device)
         self.dtype = dtype
         try:
-            self._model = AutoModel.from_pretrained(folder, dtype=dtype).to(self.device).eval()
+            if random_seed is None:
+                model = AutoModel.from_pretrained(folder, dtype=dtype)
+            else:
+                torch.manual_seed(random_seed)
+                model = AutoModel.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
         except (OSError, ValueError) as error:
             raise EngineError(f"The model in {folder} cannot be loaded: {error}.", "Check the folder.") from error
+        self._model = model.to(self.device).eval()
         config = self._model.config.get_text_config()
         layers = decoder_layers(self._model)
         if not 0 <= layer < len(layers):
@@ -48,6 +62,13 @@ class TransformersEngine:
         self._captured: Tensor | None = None
         self._lock = threading.Lock()  # the hook hands over one forward's result at a time
         layers[layer].register_forward_hook(self._keep)
+
+    @staticmethod
+    def width(folder: Path) -> int:
+        """Width of the residual stream of the model in ``folder``."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(folder).get_text_config().hidden_size
 
     @staticmethod
     def depth(folder: Path) -> int:
@@ -99,11 +120,16 @@ class TransformersEngine:
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The stack of decoder layers of any transformers model (``model.layers``, ``h``, ``blocks`` ...).
 
+    Only the text decoder is searched, since a model's vision tower may have as many layers.
+
     Raises:
-        EngineError: no module list has as many members as the configuration has layers.
+        EngineError: the model has an encoder for its text, or no module list has as many members as the configuration
+            has layers.
     """
+    if model.config.is_encoder_decoder:  # type: ignore[union-attr]
+        raise EngineError(f"{type(model).__name__} has an encoder.", "Only decoder models are supported.")
     wanted = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
-    for module in model.modules():
+    for module in model.get_decoder().modules():  # type: ignore[operator]
         if isinstance(module, nn.ModuleList) and len(module) == wanted:
             return module
     raise EngineError(f"{type(model).__name__} has no stack of {wanted} layers.", "Only decoder models are supported.")

@@ -14,13 +14,27 @@ from safetensors import safe_open
 from sae_runtime.errors import ModelError
 from sae_runtime.paths import cache_dir
 
-_DEFINITION = 2  # raise it when the fingerprint's definition changes, so that cached ones are not used on
+_DEFINITION = 3  # raise it when the fingerprint's definition changes, so that cached ones are not used on
 
-# Settings that change activations; everything else in config.json (versions, dtype, cache flags) does not.
+# Settings that change activations; everything else in config.json (versions, dtype, cache flags) does not, or shows in
+# the weights' shapes.
 _CONFIG_KEYS = (
     "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
     "vocab_size", "hidden_act", "rms_norm_eps", "tie_word_embeddings", "sliding_window",
 )  # fmt: skip
+
+# More such settings, of architectures that have them; an absent one leaves no trace, so that the list can grow.
+_FURTHER_KEYS = (
+    # GPT-2, GPT-NeoX
+    "n_layer", "n_head", "activation_function", "layer_norm_epsilon", "layer_norm_eps", "scale_attn_weights",
+    "scale_attn_by_inverse_layer_idx", "use_parallel_residual", "rotary_pct", "rotary_emb_base",
+    # Gemma
+    "hidden_activation", "query_pre_attn_scalar", "attn_logit_softcapping", "use_bidirectional_attention",
+    "sliding_window_pattern", "rope_local_base_freq",
+    # Granite, OLMo, Phi
+    "embedding_multiplier", "residual_multiplier", "attention_multiplier", "clip_qkv", "partial_rotary_factor",
+)  # fmt: skip
+_PLAIN_ROPE = {"rope_theta", "rope_type", "type"}
 
 
 class ModelFingerprint(BaseModel):
@@ -92,18 +106,28 @@ def _compute(folder: Path, files: list[Path]) -> ModelFingerprint:
         raise ModelError(
             f"The model in {folder} is damaged: {error}.", "Delete the folder and fetch it again."
         ) from error
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    settings = {key: config.get(key) for key in _CONFIG_KEYS} | {
-        "rope_theta": rope.get("rope_theta", config.get("rope_theta"))
-    }
-    if rope.get("rope_type", rope.get("type", "default")) != "default":
-        settings["rope"] = rope
     return ModelFingerprint(
         weights=digest(json.dumps(sorted(tensors.items())).encode()),
-        config=digest(json.dumps(settings, sort_keys=True).encode()),
+        config=digest(json.dumps(_settings(config), sort_keys=True).encode()),
         tokenizer=digest(json.dumps([sorted(tokenizer.get_vocab().items()), _merges(tokenizer)]).encode()),
         chat_template=digest((tokenizer.chat_template or "").encode()),
     )
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What in a ``config.json`` changes activations."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    settings = {key: config.get(key) for key in _CONFIG_KEYS}
+    settings["rope_theta"] = rope.get("rope_theta", config.get("rope_theta"))
+    settings |= {key: config[key] for key in _FURTHER_KEYS if config.get(key) is not None}
+    # Gemma-3 has one set of rope settings per kind of layer, GPT-NeoX turns a part of each head.
+    if rope.get("rope_type", rope.get("type", "default")) != "default" or set(rope) - _PLAIN_ROPE:
+        settings["rope"] = rope
+    if set(config.get("layer_types") or []) - {"full_attention"}:
+        settings["layer_types"] = config["layer_types"]
+    if isinstance(text := config.get("text_config"), dict):  # models that also see or hear
+        settings["text"] = _settings(text)
+    return settings
 
 
 def _merges(tokenizer: Any) -> list[str]:

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from sae_runtime.errors import ArtefactError, InputError
 from sae_runtime.paths import SAE_CONFIG_FILE, SAE_WEIGHTS_FILE
-from sae_runtime.sae.types import SAE, JumpReLUSAE, ReLUSAE, TopKSAE
+from sae_runtime.sae.types import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
 
-_TYPES: dict[str, type[SAE]] = {cls.architecture: cls for cls in (ReLUSAE, JumpReLUSAE, TopKSAE)}
+_TYPES: dict[str, type[SAE]] = {cls.architecture: cls for cls in (ReLUSAE, JumpReLUSAE, GatedSAE, TopKSAE)}
 _FORMAT_VERSION = "6.0.0"
 
 
@@ -44,6 +45,9 @@ def save_sae(sae: SAE, folder: Path) -> None:
 def load_sae(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> SAE:
     """Read the SAE in ``folder`` onto ``device`` in ``dtype``.
 
+    A TopK SAE that ranks its latents by what they add to the output, as SAELens trains them
+    (``rescale_acts_by_decoder_norm``), comes with the norms of its decoder folded into its weights: the same function.
+
     Raises:
         ArtefactError: a file is missing or damaged, or the SAE is of a kind that is not supported.
     """
@@ -62,10 +66,19 @@ def load_sae(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.fl
     try:
         if architecture == "topk":
             options["k"] = config["k"]
-        weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
+        # Older versions of SAELens write scaling factors of one, which mean nothing.
+        unused = [name for name, tensor in weights.items() if name == "scaling_factor" and bool((tensor == 1).all())]
+        weights = {name: tensor.to(dtype) for name, tensor in weights.items() if name not in unused}
+        if config.get("rescale_acts_by_decoder_norm"):
+            weights = _fold_decoder_norms(weights)
         sae = _TYPES[architecture](weights, config.get("metadata", {}), **options)
     except (InputError, KeyError, ValueError) as error:
         raise ArtefactError(f"The SAE in {folder} is damaged: {error}.", remedy) from error
+    if unknown := sorted(weights.keys() - sae.weights.keys()):
+        raise ArtefactError(
+            f"The SAE in {folder} holds weights that a {architecture} SAE does not have: {', '.join(unknown)}.",
+            "Load it with SAELens and save it again, or remove them if they are not needed.",
+        )
     if len(sae.latents) != sae.d_sae:
         raise ArtefactError(f"The SAE in {folder} lists {len(sae.latents)} latents and holds {sae.d_sae}.", remedy)
     return sae
@@ -77,9 +90,19 @@ def _check_options(config: dict[str, Any], folder: Path) -> None:
     if architecture not in _TYPES:
         raise ArtefactError(f"SAE architecture '{architecture}' is not supported.", f"Supported: {', '.join(_TYPES)}.")
     for option in ("normalize_activations", "reshape_activations"):
-        if config.get(option, "none") != "none":
+        if (config.get(option) or "none") != "none":
             raise ArtefactError(
                 f"The SAE in {folder} uses {option}={config[option]!r}.", "Fold the scaling into its weights first."
             )
-    if config.get("rescale_acts_by_decoder_norm"):
+    if config.get("rescale_acts_by_decoder_norm") and architecture != "topk":
         raise ArtefactError(f"The SAE in {folder} rescales by decoder norms.", "Fold the norms into its weights first.")
+
+
+def _fold_decoder_norms(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Decoder rows of norm 1, and the norms in the encoder: SAELens' ``fold_W_dec_norm`` of a TopK SAE."""
+    norms = weights["W_dec"].norm(dim=1).clamp(min=1e-8)
+    return weights | {
+        "W_enc": weights["W_enc"] * norms,
+        "b_enc": weights["b_enc"] * norms,
+        "W_dec": weights["W_dec"] / norms[:, None],
+    }

@@ -4,7 +4,8 @@
 
     f = activation((x - b_dec) @ W_enc + b_enc)        x_hat = f @ W_dec + b_dec
 
-Shapes: ``x`` ``[n, d_in]``, ``f`` ``[n, d_sae]``, ``W_enc`` ``[d_in, d_sae]``, ``W_dec`` ``[d_sae, d_in]``.
+Shapes: ``x`` ``[n, d_in]``, ``f`` ``[n, d_sae]``, ``W_enc`` ``[d_in, d_sae]``, ``W_dec`` ``[d_sae, d_in]``. Names of
+weights are those of SAELens; a gated SAE has two biases of its own in place of ``b_enc``.
 """
 
 from __future__ import annotations
@@ -22,38 +23,40 @@ class SAE(ABC):
     """An SAE's weights, on one device and in one dtype.
 
     Args:
-        weights: ``W_enc``, ``W_dec``, ``b_enc``, ``b_dec`` and what the type adds.
+        weights: ``W_enc``, ``W_dec``, ``b_dec`` and the type's :attr:`latent_weights`; others are left out.
         metadata: ``model_name``, ``hook_name`` and whatever else stands in the file's ``metadata``.
         apply_b_dec_to_input: subtract ``b_dec`` before encoding.
+
+    Attributes:
+        architecture: name of the type in ``cfg.json``.
+        latent_weights: names of the weights that hold one number per latent, ``[d_sae]``.
+        independent: whether a latent's activation depends on no other latent, so that some may be computed alone.
+
+    Raises:
+        InputError: a weight is missing or has another shape.
     """
 
     architecture: ClassVar[str]
-    extra_weights: ClassVar[tuple[str, ...]] = ()
+    latent_weights: ClassVar[tuple[str, ...]] = ("b_enc",)
+    independent: ClassVar[bool] = True
 
     def __init__(
         self, weights: dict[str, Tensor], metadata: dict[str, Any] | None = None, *, apply_b_dec_to_input: bool = True
     ) -> None:
-        self.weights = weights
-        self.metadata = metadata or {}
-        self.apply_b_dec_to_input = apply_b_dec_to_input
-        names = ("W_enc", "W_dec", "b_enc", "b_dec", *self.extra_weights)
+        names = ("W_enc", "W_dec", "b_dec", *self.latent_weights)
         if missing := [name for name in names if name not in weights]:
             raise InputError(
                 f"The {self.architecture} SAE lacks the weights {missing}.", "Check the file's architecture."
             )
         d_in, d_sae = weights["W_enc"].shape
-        expected = {
-            "W_enc": (d_in, d_sae),
-            "W_dec": (d_sae, d_in),
-            "b_enc": (d_sae,),
-            "b_dec": (d_in,),
-            "threshold": (d_sae,),
-        }
+        shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
         for name in names:
-            if tuple(weights[name].shape) != expected[name]:
-                raise InputError(
-                    f"SAE weight {name} has shape {tuple(weights[name].shape)}, expected {expected[name]}."
-                )
+            shape, expected = tuple(weights[name].shape), shapes.get(name, (d_sae,))
+            if shape != expected:
+                raise InputError(f"SAE weight {name} has shape {shape}, expected {expected}.")
+        self.weights = {name: weights[name] for name in names}
+        self.metadata = metadata or {}
+        self.apply_b_dec_to_input = apply_b_dec_to_input
 
     @property
     def d_in(self) -> int:
@@ -95,17 +98,27 @@ class SAE(ABC):
 
     def pre_activations(self, x: Tensor, columns: Tensor | None = None) -> Tensor:
         """What the activation function sees, same shapes as :meth:`encode`."""
-        w_enc, b_enc = self.weights["W_enc"], self.weights["b_enc"]
-        if columns is not None:
-            w_enc, b_enc = w_enc[:, columns], b_enc[columns]
-        x = x.to(w_enc)
-        if self.apply_b_dec_to_input:
-            x = x - self.weights["b_dec"]
-        return x @ w_enc + b_enc
+        return self._project(x, columns) + self._latent("b_enc", columns)
 
     def decode(self, features: Tensor) -> Tensor:
         """Reconstruction ``[n, d_in]`` of ``features`` ``[n, d_sae]``."""
         return features @ self.weights["W_dec"] + self.weights["b_dec"]
+
+    def subset(self, columns: list[int]) -> SAE:
+        """An SAE that holds the latents ``columns`` (positions in this file) alone; exact where latents are independent.
+
+        Raises:
+            InputError: they are not.
+        """
+        if not self.independent:
+            raise InputError(f"Latents of a {self.architecture} SAE depend on each other.", "Keep the full dictionary.")
+        at = torch.tensor(columns)
+        picked = {name: self.weights[name][at] for name in ("W_dec", *self.latent_weights)}
+        picked |= {"W_enc": self.weights["W_enc"][:, at], "b_dec": self.weights["b_dec"]}
+        full = self.latents
+        metadata = self.metadata | {"sensecheck_latents": [full[column] for column in columns]}
+        metadata.setdefault("sensecheck_full_d_sae", self.d_sae)
+        return self._like(picked, metadata)
 
     def config(self) -> dict[str, Any]:
         """Entries of ``cfg.json`` that belong to the type."""
@@ -113,6 +126,16 @@ class SAE(ABC):
 
     def _like(self, weights: dict[str, Tensor], metadata: dict[str, Any]) -> SAE:
         return type(self)(weights, metadata, apply_b_dec_to_input=self.apply_b_dec_to_input)
+
+    def _project(self, x: Tensor, columns: Tensor | None) -> Tensor:
+        """``x``, centred where the SAE wants that, times ``W_enc``."""
+        w_enc = self.weights["W_enc"] if columns is None else self.weights["W_enc"][:, columns]
+        x = x.to(w_enc)
+        return (x - self.weights["b_dec"] if self.apply_b_dec_to_input else x) @ w_enc
+
+    def _latent(self, name: str, columns: Tensor | None) -> Tensor:
+        """One of :attr:`latent_weights`, for the latents ``columns`` or for all."""
+        return self.weights[name] if columns is None else self.weights[name][columns]
 
     @abstractmethod
     def _activate(self, pre: Tensor, columns: Tensor | None) -> Tensor: ...
@@ -131,32 +154,37 @@ class JumpReLUSAE(SAE):
     """One threshold per latent (Rajamanoharan et al. 2024): a latent passes unchanged above it, else it is zero."""
 
     architecture = "jumprelu"
-    extra_weights = ("threshold",)
+    latent_weights = ("b_enc", "threshold")
 
     def _activate(self, pre: Tensor, columns: Tensor | None) -> Tensor:
-        threshold = self.weights["threshold"] if columns is None else self.weights["threshold"][columns]
-        return torch.where(pre > threshold, pre, 0).relu()
+        return torch.where(pre > self._latent("threshold", columns), pre, 0).relu()
 
-    def subset(self, columns: list[int]) -> JumpReLUSAE:
-        """An SAE that holds the latents ``columns`` alone; exact, since latents do not influence each other."""
-        at = torch.tensor(columns)
-        picked = {
-            "W_enc": self.weights["W_enc"][:, at],
-            "W_dec": self.weights["W_dec"][at],
-            "b_dec": self.weights["b_dec"],
-            "b_enc": self.weights["b_enc"][at],
-            "threshold": self.weights["threshold"][at],
-        }
-        full = self.latents
-        metadata = self.metadata | {"sensecheck_latents": [full[column] for column in columns]}
-        metadata.setdefault("sensecheck_full_d_sae", self.d_sae)
-        return JumpReLUSAE(picked, metadata, apply_b_dec_to_input=self.apply_b_dec_to_input)
+
+class GatedSAE(SAE):
+    """A gate decides whether a latent is on, a second path how strongly (Rajamanoharan et al. 2024, "Gated SAEs").
+
+    Both paths share ``W_enc``, the second one scaled per latent::
+
+        p = (x - b_dec) @ W_enc        f = (p + b_gate > 0) * relu(p * exp(r_mag) + b_mag)
+    """
+
+    architecture = "gated"
+    latent_weights = ("b_gate", "b_mag", "r_mag")
+
+    def pre_activations(self, x: Tensor, columns: Tensor | None = None) -> Tensor:
+        """The product that both paths share, ``p``; each adds its own bias to it."""
+        return self._project(x, columns)
+
+    def _activate(self, pre: Tensor, columns: Tensor | None) -> Tensor:
+        magnitude = pre * self._latent("r_mag", columns).exp() + self._latent("b_mag", columns)
+        return torch.where(pre + self._latent("b_gate", columns) > 0, magnitude, 0).relu()
 
 
 class TopKSAE(SAE):
     """The ``k`` largest latents of each token (Gao et al. 2024)."""
 
     architecture = "topk"
+    independent = False
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from rich.console import Console
 from sae_runtime.errors import SensecheckError
 from sae_runtime.models import DEFAULT_MODEL
 from sae_runtime.models.manifest import builtin_manifests
+from ui.cli.build import build_app
 
 EXIT_ERROR = 2
 app = typer.Typer(
@@ -27,6 +28,7 @@ model_app = typer.Typer(help="Models that come with Sensecheck.", no_args_is_hel
 db_app = typer.Typer(help="The catalog's database schema.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
 app.add_typer(db_app, name="db")
+app.add_typer(build_app, name="build")
 stderr = Console(stderr=True)
 
 Engine = Literal["vllm", "transformers", "none"]
@@ -136,27 +138,6 @@ def chat(
     from ui.cli.serve import run_chat
 
     run_chat(model, port, url, artefacts)
-
-
-@app.command()
-def build(
-    config: Annotated[str, typer.Argument(help="Built-in model name, or a YAML configuration.")] = DEFAULT_MODEL,
-    corpus: Annotated[Path | None, typer.Option(help="Folder of training text; overrides the configuration.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for SAE, catalog and card; default: the shipped ones' place.")
-    ] = None,
-    to: Annotated[
-        str, typer.Option(help="Last stage: corpus, harvest, train, describe, contexts, concepts, publish.")
-    ] = "publish",
-) -> None:
-    """Build a dictionary and a catalog offline. Every stage resumes where it was interrupted."""
-    from sae_runtime.build.config import load_config
-    from sae_runtime.build.pipeline import run_build
-    from ui.cli.show import show_card
-
-    card = run_build(load_config(config, corpus_root=corpus), out=out, until=to)
-    if card is not None:
-        show_card(card, as_json=False)
 
 
 @app.command()

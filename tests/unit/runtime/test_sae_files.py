@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sae_runtime.errors import ArtefactError
-from sae_runtime.sae import SAE, JumpReLUSAE, ReLUSAE, TopKSAE, load_sae, save_sae
+from sae_runtime.sae import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE, load_sae, save_sae
 from sae_runtime.sae.fingerprint import fingerprint_sae
 
 D_IN, D_SAE = 5, 8
@@ -43,6 +43,13 @@ def jumprelu() -> SAE:
     return JumpReLUSAE(random_weights() | {"threshold": torch.full((D_SAE,), 0.3)}, dict(METADATA))
 
 
+def gated() -> SAE:
+    weights, generator = random_weights(), torch.Generator().manual_seed(1)
+    del weights["b_enc"]
+    extra = {name: torch.randn(D_SAE, generator=generator) for name in ("b_gate", "b_mag", "r_mag")}
+    return GatedSAE(weights | extra, dict(METADATA))
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """A folder with a sound JumpReLU SAE."""
@@ -62,7 +69,7 @@ def drop_from_config(folder: Path, key: str) -> None:
     path.write_text(json.dumps(config), "utf-8")
 
 
-@pytest.mark.parametrize("make", [relu, topk, jumprelu])
+@pytest.mark.parametrize("make", [relu, topk, jumprelu, gated])
 def test_round_trip_keeps_weights_options_and_metadata(make: Callable[[], SAE], tmp_path: Path) -> None:
     sae = make()
     save_sae(sae, tmp_path / "new" / "folder")
@@ -99,6 +106,21 @@ def test_a_folder_written_by_others_loads(tmp_path: Path) -> None:
     assert isinstance(sae, ReLUSAE)
     assert sae.latents == list(range(D_SAE))
     assert sae.apply_b_dec_to_input is True
+
+
+def test_a_topk_sae_that_ranks_by_decoder_norm_is_folded_into_the_same_function(tmp_path: Path) -> None:
+    """SAELens' own encode and decode of such an SAE, written out."""
+    save_sae(topk(), tmp_path)
+    edit_config(tmp_path, rescale_acts_by_decoder_norm=True)
+    w, x = topk().weights, torch.randn(6, D_IN, generator=torch.Generator().manual_seed(9))
+    norms = w["W_dec"].norm(dim=1)
+    top = (((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"]) * norms).topk(3)
+    features = torch.zeros(6, D_SAE).scatter_(1, top.indices, top.values.relu())
+    sae = load_sae(tmp_path)
+    torch.testing.assert_close(sae.encode(x), features)
+    torch.testing.assert_close(sae.decode(sae.encode(x)), (features / norms) @ w["W_dec"] + w["b_dec"])
+    save_sae(sae, tmp_path)  # and it is not folded twice
+    assert torch.equal(load_sae(tmp_path).encode(x), sae.encode(x))
 
 
 def test_bfloat16_on_disk_loads_as_float32_with_the_rounded_values(tmp_path: Path) -> None:
@@ -168,6 +190,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "weights of other shapes": lambda folder: replace_weights(folder, b_dec=torch.zeros(D_IN + 1)),
     "one-dimensional weights": lambda folder: replace_weights(folder, W_enc=torch.zeros(D_IN)),
     "topk without k": make_topk_without_k,
+    "weights of another type": lambda folder: replace_weights(folder, b_gate=torch.zeros(D_SAE)),
     "latents that do not fit": lambda folder: edit_config(folder, metadata={"sensecheck_latents": [1, 2]}),
 }
 
@@ -183,7 +206,7 @@ def test_damage_is_an_artefact_error_with_a_remedy(saved: Path, damage: Callable
 @pytest.mark.parametrize(
     ("option", "named"),
     [
-        ({"architecture": "gated"}, "gated"),
+        ({"architecture": "batchtopk"}, "batchtopk"),
         ({"architecture": None}, "None"),
         ({"normalize_activations": "expected_average_only_in"}, "normalize_activations"),
         ({"reshape_activations": "hook_z"}, "reshape_activations"),

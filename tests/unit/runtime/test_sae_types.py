@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sae_runtime.errors import InputError
-from sae_runtime.sae import SAE, JumpReLUSAE, ReLUSAE, TopKSAE
+from sae_runtime.sae import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
 
-TYPES = (ReLUSAE, JumpReLUSAE, TopKSAE)
+TYPES = (ReLUSAE, JumpReLUSAE, GatedSAE, TopKSAE)
 
 
 def integers(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -27,6 +27,9 @@ def weights_for(d_in: int, d_sae: int, generator: torch.Generator) -> dict[str, 
         "b_enc": integers((d_sae,), generator),
         "b_dec": integers((d_in,), generator),
         "threshold": integers((d_sae,), generator) + 0.5,
+        "b_gate": integers((d_sae,), generator),
+        "b_mag": integers((d_sae,), generator),
+        "r_mag": integers((d_sae,), generator) / 4,
     }
 
 
@@ -106,6 +109,26 @@ def test_relu_matches_the_written_formula(case: tuple[ReLUSAE, Tensor, list[int]
     assert torch.equal(sae.decode(features), features @ w["W_dec"] + w["b_dec"])
 
 
+@given(saes((GatedSAE,)))
+def test_gated_matches_the_written_formula(case: tuple[GatedSAE, Tensor, list[int]]) -> None:
+    """As published: two encoders, of which the second one has the weights of the first, scaled per latent."""
+    sae, x, _ = case
+    w = sae.weights
+    centred = x - w["b_dec"] if sae.apply_b_dec_to_input else x
+    on = centred @ w["W_enc"] + w["b_gate"] > 0
+    magnitude = (centred @ (w["W_enc"] * w["r_mag"].exp()) + w["b_mag"]).clamp(min=0)
+    features = sae.encode(x)
+    torch.testing.assert_close(features[on], magnitude[on], rtol=1e-5, atol=1e-4)
+    assert torch.all(features[~on] == 0)
+    assert torch.equal(sae.decode(features), features @ w["W_dec"] + w["b_dec"])
+
+
+def test_gated_is_off_exactly_at_its_gate_and_its_magnitude_is_never_negative() -> None:
+    one, zero = torch.ones(1, 1), torch.zeros(1)
+    weights = {"W_enc": one, "W_dec": one, "b_dec": zero, "b_gate": zero - 1, "b_mag": zero - 2, "r_mag": zero}
+    assert GatedSAE(weights).encode(torch.tensor([[1.0], [1.5], [3.0]])).squeeze(1).tolist() == [0.0, 0.0, 1.0]
+
+
 @given(saes((TopKSAE,)))
 def test_topk_keeps_the_k_largest_positive_activations_of_each_row(case: tuple[TopKSAE, Tensor, list[int]]) -> None:
     sae, x, _ = case
@@ -120,6 +143,8 @@ def test_topk_keeps_the_k_largest_positive_activations_of_each_row(case: tuple[T
 def test_moving_to_another_dtype_keeps_type_options_and_metadata(case: tuple[SAE, Tensor, list[int]]) -> None:
     sae, x, _ = case
     sae.metadata["hook_name"] = "blocks.3.hook_resid_post"
+    if isinstance(sae, GatedSAE):
+        sae.weights["r_mag"].zero_()  # the exponential of another number is rounded to its dtype
     moved = sae.to(dtype=torch.float64)
     assert type(moved) is type(sae)
     assert moved.encode(x).dtype == torch.float64
@@ -135,26 +160,36 @@ def test_input_of_any_float_dtype_is_computed_in_the_dtype_of_the_sae(dtype: tor
     assert torch.equal(sae.encode(x.to(dtype)), sae.encode(x))
 
 
-@pytest.mark.parametrize("kind", [ReLUSAE, JumpReLUSAE])
+@pytest.mark.parametrize("kind", [ReLUSAE, JumpReLUSAE, GatedSAE])
 def test_activations_of_another_width_are_refused(kind: type[SAE]) -> None:
     sae = kind(weights_for(4, 6, torch.Generator().manual_seed(1)))
     with pytest.raises(InputError, match=r"width 5.*width 4"):
         sae.encode(torch.zeros(2, 5))
 
 
-def test_a_missing_weight_is_named() -> None:
+@pytest.mark.parametrize(
+    ("kind", "name"), [(ReLUSAE, "b_enc"), (JumpReLUSAE, "threshold"), (GatedSAE, "b_gate"), (GatedSAE, "r_mag")]
+)
+def test_a_missing_weight_is_named(kind: type[SAE], name: str) -> None:
     weights = weights_for(4, 6, torch.Generator().manual_seed(1))
-    del weights["threshold"]
-    with pytest.raises(InputError, match=r"jumprelu.*threshold"):
-        JumpReLUSAE(weights)
+    del weights[name]
+    with pytest.raises(InputError, match=rf"{kind.architecture}.*{name}"):
+        kind(weights)
 
 
-@pytest.mark.parametrize("name", ["W_dec", "b_enc", "b_dec", "threshold"])
-def test_a_weight_of_the_wrong_shape_is_named(name: str) -> None:
-    weights = weights_for(4, 6, torch.Generator().manual_seed(1))
-    weights[name] = torch.zeros(7)
-    with pytest.raises(InputError, match=f"{name} has shape"):
-        JumpReLUSAE(weights)
+@pytest.mark.parametrize("kind", [JumpReLUSAE, GatedSAE])
+def test_a_weight_of_the_wrong_shape_is_named(kind: type[SAE]) -> None:
+    for name in ("W_dec", "b_dec", *kind.latent_weights):
+        weights = weights_for(4, 6, torch.Generator().manual_seed(1))
+        weights[name] = torch.zeros(7)
+        with pytest.raises(InputError, match=f"{name} has shape"):
+            kind(weights)
+
+
+@given(saes())
+def test_weights_of_other_types_are_left_out(case: tuple[SAE, Tensor, list[int]]) -> None:
+    sae, _, _ = case
+    assert sae.weights.keys() == {"W_enc", "W_dec", "b_dec", *sae.latent_weights}
 
 
 @pytest.mark.parametrize("k", [0, -1, 7])

@@ -15,7 +15,7 @@ from torch import Tensor
 from sae_runtime.build import train
 from sae_runtime.build.config import TrainConfig
 from sae_runtime.build.metrics import reconstruction_figures
-from sae_runtime.build.train import Trainer
+from sae_runtime.build.train import Forward, Trainer, geometric_median
 from sae_runtime.errors import InputError
 from sae_runtime.sae import load_sae, save_sae
 
@@ -77,20 +77,22 @@ def assert_all_close(found: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=f"gradient of {name} differs")
 
 
-def test_gradients_equal_automatic_differentiation() -> None:
-    trainer = varied(Trainer(config(), sparse_data(64), seed=0))
+@pytest.mark.parametrize("nested", [[], [12], [8, 20, 30]])
+def test_gradients_equal_automatic_differentiation(nested: list[int]) -> None:
+    trainer = varied(Trainer(config(nested_widths=nested), sparse_data(64), seed=0))
     x = batch(trainer)
-    active = trainer._batch_top_k(pre_activations(trainer, x))
-    error = active.matrix @ trainer.w_dec + trainer.b_dec - x
-    variance = (x - x.mean(0)).pow(2).sum()
-    found = trainer._gradients(active, error * 2 / variance, x - trainer.b_dec)
+    found, forward = trainer.gradients(x)
 
     w_enc, w_dec, b_enc, b_dec = parameters = leaves(trainer)
-    kept = torch.zeros(64, 48).index_put((active.rows, active.columns), torch.tensor(1.0))
-    features = ((x - b_dec) @ w_enc.T + b_enc).relu() * kept
-    loss = (features @ w_dec + b_dec - x).pow(2).sum() / variance
-    assert len(active.rows) == 3 * 64
-    assert_all_close(found, list(torch.autograd.grad(loss, parameters)))
+    pre = ((x - b_dec) @ w_enc.T + b_enc).relu()
+    least = pre.flatten().topk(3 * 64).values.min().detach()
+    features = pre * (pre >= least)
+    variance = (x - x.mean(0)).pow(2).sum()
+    widths = [*nested, 48]
+    losses = [(features[:, :m] @ w_dec[:m] + b_dec - x).pow(2).sum() / variance for m in widths]
+    assert int((features > 0).sum()) == 3 * 64
+    assert_all_close(found, list(torch.autograd.grad(sum(losses) / len(widths), parameters)))
+    torch.testing.assert_close(forward.error.pow(2).sum() / variance, losses[-1].detach())
 
 
 def test_auxiliary_gradients_equal_automatic_differentiation() -> None:
@@ -100,7 +102,7 @@ def test_auxiliary_gradients_equal_automatic_differentiation() -> None:
     dead, rows, pre = torch.arange(0, 48, 5), 16, pre_activations(trainer, x)
     error = torch.randn(64, 16, generator=torch.Generator().manual_seed(3))
     found = [torch.zeros_like(parameter) for parameter in trainer.parameters]
-    trainer._add_auxiliary(found, pre, dead, x - trainer.b_dec, error)
+    trainer._add_auxiliary(found, dead, Forward(pre, x - trainer.b_dec, error, 1.0))
 
     w_enc, w_dec, b_enc, _ = parameters = leaves(trainer)
     top = pre[:rows, dead].topk(4, dim=1)
@@ -113,13 +115,31 @@ def test_auxiliary_gradients_equal_automatic_differentiation() -> None:
     assert torch.all(found[3] == 0)
 
 
+def test_the_geometric_median_stays_where_most_points_are() -> None:
+    points = torch.cat([torch.zeros(60, 3), torch.full((3, 3), 1e6)])
+    assert geometric_median(points).norm() < 1.0 < points.mean(0).norm()
+
+
+def test_a_nested_dictionary_reconstructs_with_its_head_alone() -> None:
+    data, unseen = sparse_data(6_400), sparse_data(2_000, seed=2).float()
+    heads = {}
+    for nested in ((), (24,)):
+        trainer = Trainer(config(epochs=4.0, nested_widths=list(nested)), data, seed=0)
+        trainer.run(Path("no-such-folder") / "never-written.pt")
+        sae = trainer.export(sparse_data(2_000, seed=1).float(), {})
+        features = sae.encode(unseen)
+        features[:, 24:] = 0
+        heads[nested] = (sae.decode(features) - unseen).pow(2).sum() / (unseen - unseen.mean(0)).pow(2).sum()
+    assert heads[(24,)] < 0.8 * heads[()]
+
+
 @given(st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 6))
 def test_selection_keeps_the_largest_positive_entries_over_many_steps(seed: int, k: int, size: int) -> None:
     trainer = Trainer(config(k=k, batch_tokens=size, width=8), sparse_data(32, d_in=4), seed=0)
     generator = torch.Generator().manual_seed(seed)
     for step in range(4):  # the threshold of one step narrows the search of the next, also when values shrink
         pre = torch.randn(size, 8, generator=generator).relu() * (10.0 if step == 1 else 1.0)
-        active = trainer._batch_top_k(pre)
+        (active,) = trainer._batch_top_k(pre)
         values = active.matrix.to_dense()
         wanted = pre.flatten().topk(min(k * size, pre.numel())).values
         assert torch.equal(values[values > 0].sort().values, wanted[wanted > 0].sort().values)

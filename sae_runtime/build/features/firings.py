@@ -1,0 +1,57 @@
+"""Where each latent fires: the sparse activations of a set of tokens, grouped by latent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sae_runtime.sae import SAE
+
+_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class Firings:
+    """All (latent, row, activation) triples, sorted by latent.
+
+    Attributes:
+        starts: int64 ``[d_sae + 1]``, where each latent's triples begin.
+        rows: int32 ``[n]``, row numbers, ascending within a latent.
+        values: float32 ``[n]``, activations, all positive.
+        total: rows in all.
+    """
+
+    starts: NDArray[np.int64]
+    rows: NDArray[np.int32]
+    values: NDArray[np.float32]
+    total: int
+
+    @classmethod
+    def collect(cls, sae: SAE, residual: Tensor, advance: Callable[[float], None]) -> Firings:
+        """Encode ``residual`` ``[rows, d_in]``."""
+        latents, rows, values = [], [], []
+        for start in range(0, len(residual), _BATCH):
+            features = sae.encode(residual[start : start + _BATCH].float())
+            row, latent = features.nonzero(as_tuple=True)
+            latents.append(latent.numpy().astype(np.int32))
+            rows.append((row + start).numpy().astype(np.int32))
+            values.append(features[row, latent].numpy())
+            advance(len(features))
+        latent_of = np.concatenate(latents)
+        order = np.argsort(latent_of, kind="stable")
+        starts = np.searchsorted(latent_of[order], np.arange(sae.d_sae + 1))
+        return cls(starts, np.concatenate(rows)[order], np.concatenate(values)[order], len(residual))
+
+    def of(self, latent: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Rows on which ``latent`` fires, and how strongly."""
+        part = slice(self.starts[latent], self.starts[latent + 1])
+        return self.rows[part], self.values[part]
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Rows on which each latent fires, ``[d_sae]``."""
+        return np.diff(self.starts)

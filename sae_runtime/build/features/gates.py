@@ -1,0 +1,171 @@
+"""Validate stage: is a description right on documents that nobody looked at, and would a random model pass as well?
+
+Per feature, on the validation split: precision, recall and balanced accuracy of its description against hard negatives;
+*sensitivity*, whether fresh texts made to fit the description fire it; *seed stability*, whether a second training run
+found it too. A feature passes when it passes all gates. On the test split, which decides nothing, precision is measured
+once more: a description that holds keeps it. The same is done with a dictionary of the model's randomly initialised twin
+(the control of Heap et al. 2025); a gate that the twin passes as easily says nothing about the model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sae_runtime.build.config import ValidationConfig
+from sae_runtime.build.features.firings import Firings
+from sae_runtime.build.features.predicates import Predicate
+from sae_runtime.build.features.scores import Scores
+from sae_runtime.build.features.tokens import TokenTable
+from sae_runtime.build.stages import Stage, write_text
+from sae_runtime.progress import progress
+from sae_runtime.sae import SAE
+
+_FILES = {False: "features.jsonl", True: "control.jsonl"}
+KEEPS = 0.05  # a description keeps its precision when the test split's differs by no more
+
+
+@dataclass
+class Validation:
+    """What one feature showed.
+
+    Attributes:
+        index: latent.
+        scores: on the validation split.
+        test: on the test split.
+        cosine: to the nearest latent of the second run; 0 when there is none.
+        sensitivity: share of fresh texts that fire it; None when it was not tried (other gates had failed already).
+        context_free: the same for the words alone, without the words that the description wants before them.
+        failed: names of the gates that it did not pass.
+    """
+
+    index: int
+    scores: Scores = field(default_factory=Scores)
+    test: Scores = field(default_factory=Scores)
+    cosine: float = 0.0
+    sensitivity: float | None = None
+    context_free: float | None = None
+    failed: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether it may enter the catalog."""
+        return not self.failed
+
+    @property
+    def keeps(self) -> bool:
+        """Whether its precision on the test split is within :data:`KEEPS` of that on the validation split."""
+        return self.test.predicted > 0 and abs(self.test.precision - self.scores.precision) <= KEEPS
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of unseen text: its tokens and where each latent fires on them."""
+
+    table: TokenTable
+    firings: Firings
+
+
+def score(predicates: list[Predicate | None], validation: Split, test: Split) -> list[Validation]:
+    """Score every description on both splits."""
+    results = []
+    with progress("validate", len(predicates)) as advance:
+        for index, predicate in enumerate(predicates):
+            result = Validation(index)
+            if predicate is not None:
+                result.scores = _score(predicate, validation, index)
+                result.test = _score(predicate, test, index)
+            results.append(result)
+            advance(1)
+    return results
+
+
+def _score(predicate: Predicate, split: Split, index: int) -> Scores:
+    rows = split.firings.of(index)[0]
+    return Scores.of(predicate.holds(split.table), rows, split.table)
+
+
+def stability(sae: SAE, again: SAE) -> NDArray[np.float32]:
+    """Cosine of each decoder direction with its nearest in the other dictionary, float32 ``[d_sae]``."""
+    mine = torch.nn.functional.normalize(sae.weights["W_dec"].float(), dim=1)
+    other = torch.nn.functional.normalize(again.weights["W_dec"].float(), dim=1)
+    return torch.cat([(part @ other.T).max(1).values for part in mine.split(1024)]).numpy()
+
+
+Gate = tuple[str, str, Callable[[Validation], bool]]
+
+
+def gates(config: ValidationConfig) -> list[Gate]:
+    """Name, rule in words, and test of every gate."""
+    return [
+        (
+            "evidence",
+            f"fires on at least {config.min_samples} unseen tokens, and is predicted on as many",
+            lambda v: min(v.scores.samples, v.scores.predicted) >= config.min_samples,
+        ),
+        (
+            "precision",
+            f"the 95 % interval of its description's precision is no wider than {config.max_interval} "
+            f"and lies above {config.min_precision}",
+            lambda v: (
+                v.scores.precision_low >= config.min_precision
+                and v.scores.precision_high - v.scores.precision_low <= config.max_interval
+            ),
+        ),
+        (
+            "balanced accuracy",
+            f"of its description against hard negatives at least {config.min_balanced_accuracy}",
+            lambda v: v.scores.balanced_accuracy >= config.min_balanced_accuracy,
+        ),
+        (
+            "seed stability",
+            f"a second training run has a latent with a cosine of at least {config.min_cosine}",
+            lambda v: v.cosine >= config.min_cosine,
+        ),
+        (
+            "sensitivity",
+            f"fires on at least {config.min_sensitivity:.0%} of fresh texts that fit its description",
+            lambda v: v.sensitivity is not None and v.sensitivity >= config.min_sensitivity,
+        ),
+    ]
+
+
+def judge(results: list[Validation], rules: list[Gate]) -> None:
+    """Note in each result which gates it failed."""
+    for result in results:
+        result.failed = [name for name, _, passes in rules if not passes(result)]
+
+
+def summary(results: list[Validation], live: int, rules: list[Gate]) -> dict[str, Any]:
+    """Shares over the ``live`` latents, and how the passing ones hold on the test split."""
+    passed = [result for result in results if result.passed]
+    return {
+        "live": live,
+        "passed": len(passed),
+        "passed_share": len(passed) / max(1, live),
+        "kept_precision_share": sum(result.keeps for result in passed) / max(1, len(passed)),
+        "gates": {name: sum(name not in result.failed for result in results) / max(1, live) for name, _, _ in rules},
+        "median_precision": float(np.median([r.scores.precision for r in passed])) if passed else 0.0,
+        "median_balanced_accuracy": float(np.median([r.scores.balanced_accuracy for r in passed])) if passed else 0.0,
+    }
+
+
+def save_validations(stage: Stage, results: list[Validation], *, control: bool = False) -> None:
+    """Write the results, those of the control to a file of their own, in index order."""
+    write_text(stage.folder / _FILES[control], "".join(json.dumps(asdict(result)) + "\n" for result in results))
+
+
+def load_validations(stage: Stage, *, control: bool = False) -> list[Validation]:
+    """Results from a finished stage, by latent index."""
+    results = []
+    for line in (stage.folder / _FILES[control]).read_text("utf-8").splitlines():
+        entry = json.loads(line)
+        entry |= {"scores": Scores(**entry["scores"]), "test": Scores(**entry["test"])}
+        results.append(Validation(**entry))
+    return results

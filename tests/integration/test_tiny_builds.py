@@ -1,0 +1,308 @@
+"""The whole build on tiny models of five architectures: their own text, tokenizer and weights, nothing downloaded."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny_models import ARCHITECTURES, HIDDEN, VOCABULARY, make_model, sentences
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sae_runtime.build.config import load_config
+from sae_runtime.build.pipeline import run_build
+from sae_runtime.catalog.packs import load_concept
+from sae_runtime.detector import Inspector
+from sae_runtime.engines.transformers import TransformersEngine
+from sae_runtime.errors import FingerprintError
+from sae_runtime.evaluation.prompts import calibration_prompts
+from sae_runtime.models import fingerprint_model
+from sae_runtime.paths import PACKS
+from sae_runtime.sae import load_sae
+from sae_runtime.sae.fingerprint import fingerprint_sae
+
+LAYER, WIDTH, K, BATCH, EPOCHS = 1, 96, 6, 256, 2
+CATALOGUED = 80
+# Fitting all concepts of even the smallest pack would take most of the time.
+CONCEPTS = ("mean", "share", "sum", "times")
+PROMPT = "The farmer sold seven boxes in the market. What is the sum of two and forty?"
+
+
+@dataclass(frozen=True)
+class Build:
+    """A build that ran to its end: the model, its YAML file, the cache it ran in, artefacts and card."""
+
+    architecture: str
+    model: Path
+    config: Path
+    home: Path
+    out: Path
+    card: dict[str, Any]
+
+
+@contextmanager
+def cache(home: Path) -> Iterator[None]:
+    """Sensecheck's cache is ``home``; the machine's own corpus stays out of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SENSECHECK_HOME", str(home))
+        patch.delenv("SENSECHECK_CORPUS", raising=False)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads only wait for each other in models as small as these."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 20,000 tokens of questions with answers, conversations and plain text, in many short documents."""
+    root = tmp_path_factory.mktemp("corpus")
+    said = sentences(900, seed=1)
+    records = [{"question": said[i], "answer": said[i + 1]} for i in range(0, 500, 2)]
+    (root / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+    talks = ["\n".join(f"{who}: {said[i + n]}" for n, who in enumerate("ABA")) for i in range(500, 800, 3)]
+    (root / "talks.txt").write_text("\n\n".join(talks), "utf-8")
+    for number in range(800, 900, 4):
+        (root / f"text-{number}.txt").write_text("\n\n".join(said[number : number + 4]), "utf-8")
+    return root
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pack of a few concepts of the smallest one."""
+    folder = tmp_path_factory.mktemp("packs") / "few"
+    folder.mkdir()
+    for concept in CONCEPTS:
+        shutil.copy(PACKS / "arithmetic" / f"{concept}.yaml", folder)
+    return folder
+
+
+def write_config(path: Path, model: Path, corpus: Path, pack: Path) -> Path:
+    """A build configuration for ``model``."""
+    own = {"licence": "written for this test"}
+    config = {
+        "model": str(model),
+        "layer": LAYER,
+        "seed": 3,
+        "dtype": "float32",
+        "harvest_batch_tokens": 1024,
+        "corpus": {
+            "root": str(corpus),
+            "sequence_length": 64,
+            "train_tokens": 20_000,
+            "validation_tokens": 1_500,
+            "test_tokens": 1_500,
+            "sources": [
+                {"kind": "records", "name": "questions", "paths": ["*.jsonl"], "weight": 2.0, **own,
+                 "user": "{question}", "assistant": "{answer}"},
+                {"kind": "dialogue", "name": "talks", "paths": ["talks.txt"], "user": "A", "assistant": "B", **own},
+                {"kind": "text", "name": "texts", "paths": ["text-*.txt"], "weight": 0.5, **own},
+            ],
+        },
+        "train": {
+            "width": WIDTH, "k": K, "batch_tokens": BATCH, "epochs": EPOCHS, "learning_rate": 0.004, "warmup_steps": 20,
+            "auxiliary_k": 16, "dead_after_tokens": 5_000,
+        },
+        # An untrained model's features are hardly worth describing; let some pass.
+        "validation": {
+            "min_samples": 5, "min_balanced_accuracy": 0.5, "max_interval": 1.0, "min_precision": 0.0, "min_cosine": 0.3,
+            "min_sensitivity": 0.0, "fresh_texts": 2, "epochs": 1,
+        },
+        "concepts": {"packs": [str(pack)], "max_features": 12, "catalogued_latents": CATALOGUED},
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(config), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def build(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, corpus: Path, pack: Path
+) -> Iterator[Build]:
+    """One architecture's model and artefacts; the tests of one architecture run one after the other."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = make_model(folder / request.param, request.param)
+    config = write_config(folder / "build.yaml", model, corpus, pack)
+    with cache(folder / "home"):
+        card = run_build(load_config(str(config)), out=folder / "artefacts")
+        assert card is not None
+        yield Build(request.param, model, config, folder / "home", folder / "artefacts", card)
+
+
+def test_the_card_says_what_was_built_and_how_good_it_is(build: Build) -> None:
+    card = build.card
+    assert (card["model"], card["layer"]) == (build.architecture, LAYER)
+    assert (card["d_in"], card["d_sae"]) == (HIDDEN, WIDTH)
+    assert json.loads((build.out / "card.json").read_text("utf-8")) == json.loads(json.dumps(card))
+    # The dictionary: better than the mean by far, about as sparse as wanted, on text that it was not trained on.
+    assert 0 < card["fvu"] < 0.4
+    assert card["l0_mean"] == pytest.approx(K, rel=0.25)
+    assert card["l0_fraction"] == pytest.approx(card["l0_mean"] / WIDTH, abs=1e-4)
+    assert 0 <= card["dead_fraction"] < 0.3
+    assert card["tokens_distinct"] > 15_000
+    assert 0 < card["tokens_trained"] <= EPOCHS * card["tokens_distinct"]
+    assert card["tokens_trained"] % BATCH == 0
+    # A model that has learned nothing predicts about as well as chance, spliced or not.
+    assert card["ce_tokens"] > 500
+    assert 0.5 * math.log(VOCABULARY) < card["ce_clean"] < 3 * math.log(VOCABULARY)
+    assert abs(card["ce_delta"]) < card["ce_clean"]
+
+
+def test_the_catalog_belongs_to_the_model_and_to_the_dictionary(build: Build) -> None:
+    view = Inspector.from_model(str(build.model), artefacts=build.out).view
+    assert (view.model_name, view.layer) == (build.architecture, LAYER)
+    assert view.model == fingerprint_model(build.model)
+    assert view.sae_fingerprint == fingerprint_sae(build.out) == build.card["fingerprint"]
+    assert {concept.slug for concept in view.concepts} == set(CONCEPTS)
+    assert len(view.features) == build.card["latents_shipped"] <= WIDTH
+    assert list(view.features) == load_sae(build.out).latents
+    for concept in view.concepts:
+        for sense in concept.senses:
+            assert sense.weights.keys() <= view.features.keys()
+            assert all(math.isfinite(weight) for weight in [sense.bias, *sense.weights.values()])
+    described = [feature for feature in view.features.values() if feature.label]
+    assert len(described) == len(view.features)
+
+
+def test_a_model_with_other_weights_is_refused(build: Build, tmp_path: Path) -> None:
+    other = make_model(tmp_path / build.architecture, build.architecture, seed=1)
+    with pytest.raises(FingerprintError, match="weights differ"):
+        Inspector.from_model(str(other), artefacts=build.out)
+
+
+def test_a_prompt_is_read_as_the_whole_model_sees_it(build: Build) -> None:
+    """Every token has a row, and its features are those of the full model's hidden state."""
+    reading = Inspector.from_model(str(build.model), artefacts=build.out).inspect([{"role": "user", "content": PROMPT}])
+    ids = prompt_ids(build.model)
+    model = AutoModelForCausalLM.from_pretrained(build.model, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        state = model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[LAYER + 1][0]
+    sae = load_sae(build.out)
+    expected = sae.encode(state)
+    assert len(reading.tokens) == len(ids) == len(expected)
+    assert "".join(PROMPT[t.start : t.end] for t in reading.tokens if t.message == 0) == PROMPT
+    assert reading.tokens[0].features == []  # an attention sink
+    places = {latent: column for column, latent in enumerate(sae.latents)}
+    for token, row in zip(reading.tokens[1:], expected[1:], strict=True):
+        found = [feature.activation for feature in token.features]
+        assert found == pytest.approx(row.topk(len(found)).values.tolist(), abs=2e-3)
+        assert found == pytest.approx([row[places[feature.index]].item() for feature in token.features], abs=2e-3)
+        assert len(found) == min(6, int((row > 0).sum())) or row.topk(6).values[-1] < 2e-3
+    assert sum(bool(token.features) for token in reading.tokens) > 0.8 * len(ids)
+    (mention,) = reading.mentions
+    assert (mention.concept, mention.text) == ("sum", "sum")
+    for probabilities in (mention.reading, mention.intended):
+        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-3)
+        assert all(0 <= probability <= 1 for probability in probabilities.values())
+
+
+def test_readings_do_as_well_as_the_card_says(build: Build, pack: Path) -> None:
+    """Held-out sentences, read as a user's prompt with the published artefacts."""
+    inspector = Inspector.from_model(str(build.model), artefacts=build.out)
+    accuracies = {concept.slug: concept.accuracy for concept in inspector.view.concepts}
+    concepts = [load_concept(pack / f"{name}.yaml") for name in CONCEPTS]
+    for concept in concepts:
+        right = []
+        for name, sense in concept.senses.items():
+            for context in sense.labelled(held_out=True):
+                mentions = inspector.inspect([{"role": "user", "content": context.text}]).mentions
+                reading = next(m.reading for m in mentions if (m.concept, m.start) == (concept.concept, context.start))
+                right.append(max(reading, key=reading.__getitem__) == name)
+        # The build kept the features of these sentences in half precision, which may tip one that stands at the edge.
+        assert accuracies[concept.concept] == pytest.approx(sum(right) / len(right), abs=1.5 / len(right))
+    card = build.card
+    assert card["reading_accuracy"] == pytest.approx(sum(accuracies.values()) / len(accuracies), abs=1e-3)
+    assert 0 < card["reading_accuracy_dense_probe"] <= 1
+    assert (card["concepts"], card["senses"]) == (len(concepts), sum(len(concept.senses) for concept in concepts))
+    assert sum(card["reading_sites"].values()) == len(concepts)
+    assert card["calibration"]["prompts"] == sum(prompt.concept in CONCEPTS for prompt in calibration_prompts())
+
+
+def prompt_ids(model: Path) -> list[int]:
+    """:data:`PROMPT` as the model gets it, by transformers alone."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    if tokenizer.chat_template is None:
+        return tokenizer(PROMPT)["input_ids"]
+    messages = [{"role": "user", "content": PROMPT}]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
+def test_a_second_build_does_nothing_again(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = stamps(build.home)
+    assert len(before) > 20
+    monkeypatch.setattr(TransformersEngine, "residual", None)  # the model is not run again
+    assert run_build(load_config(str(build.config)), out=build.out, until="concepts") is None
+    assert stamps(build.home) == before
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing in the build catches it."""
+
+
+@pytest.mark.parametrize("build", ["gemma3"], indirect=True)
+def test_a_build_killed_twice_ends_with_the_same_files(build: Build, tmp_path: Path) -> None:
+    home, out = tmp_path / "home", tmp_path / "artefacts"
+    config = load_config(str(build.config))
+    with cache(home):
+        shard = die_when(home, "harvest-*/train-*.safetensors", 1, config, out)[0]
+        (shard.parent / ".validation-0000.safetensors.partial").write_bytes(b"half a file")
+        contexts = die_when(home, "contexts-*/*.safetensors", 3, config, out)
+        survivors = {path: path.stat().st_mtime_ns for path in [shard, *contexts]}
+        assert not out.exists()
+        run_build(config, out=out)
+    assert {path: path.stat().st_mtime_ns for path in survivors} == survivors
+    assert len(results(home)) > 20
+    assert results(home) == results(build.home)
+    assert fingerprint_sae(out) == fingerprint_sae(build.out)
+    messages: Any = [{"role": "user", "content": PROMPT}]
+    resumed, whole = (Inspector.from_model(str(build.model), artefacts=folder) for folder in (out, build.out))
+    assert resumed.view == whole.view
+    assert resumed.inspect(messages).mentions == whole.inspect(messages).mentions
+
+
+def die_when(home: Path, pattern: str, count: int, config: Any, out: Path) -> list[Path]:
+    """Build until ``count`` files like ``pattern`` are there and the model is to be run again; returns those files."""
+    run = TransformersEngine.residual
+
+    def residual(engine: TransformersEngine, sequences: list[list[int]]) -> list[torch.Tensor]:
+        if len(list(home.glob(f"builds/*/{pattern}"))) >= count:
+            raise Killed
+        return run(engine, sequences)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(TransformersEngine, "residual", residual)
+        run_build(config, out=out)
+    found = sorted(home.glob(f"builds/*/{pattern}"))
+    assert len(found) == count
+    assert not (found[0].parent / "done.json").exists()
+    return found
+
+
+def stamps(home: Path) -> dict[str, int]:
+    """Modification times of all results of all stages."""
+    return {str(path): path.stat().st_mtime_ns for path in home.glob("builds/*/**/*") if path.is_file()}
+
+
+def results(home: Path) -> dict[str, Any]:
+    """All files that the stages wrote; records without the times that things took."""
+    found: dict[str, Any] = {}
+    for path in sorted(home.glob("builds/*/**/*")):
+        if path.is_dir() or path.name.endswith(".partial"):
+            continue
+        content: Any = path.read_bytes()
+        if path.name == "done.json":
+            content = {name: value for name, value in json.loads(content).items() if "second" not in name}
+        found[str(path.relative_to(home))] = content
+    return found
