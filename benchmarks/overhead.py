@@ -36,6 +36,7 @@ from typing import Annotated, Any
 import httpx
 import typer
 
+from benchmarks.table import show
 from sae_runtime.detector.artefacts import Artefacts
 from sae_runtime.engines.chat import ChatEncoder
 from sae_runtime.models.manifest import SMALL_MODEL
@@ -314,16 +315,6 @@ def main(
         start_servers(model, servers, needed, stack, compiled=compiled, extra=extra)
         seen = asyncio.run(measure(client, arms, encoder, plan))
     show(table_of(seen), as_json=as_json)
-
-
-def show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
-    """Print the table as Markdown, or as JSON."""
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    print("| " + " | ".join(name.replace("_", " ") for name in rows[0]) + " |\n" + "|---" * len(rows[0]) + "|")
-    for row in rows:
-        print("| " + " | ".join(str(value) for value in row.values()) + " |")
 
 
 if __name__ == "__main__":

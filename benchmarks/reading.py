@@ -7,7 +7,6 @@ costs in the same engine). Prints medians in milliseconds and ratios to the base
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from statistics import median
 from time import perf_counter
@@ -15,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.table import show
 from sae_runtime.detector import Inspector
 from sae_runtime.engines.transformers import TransformersEngine
 from sae_runtime.models import resolve_model
@@ -58,13 +58,7 @@ def main(
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Measure and print."""
-    rows = measure(model)
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    print(" | ".join(rows[0]))
-    for row in rows:
-        print(" | ".join(str(value) for value in row.values()))
+    show(measure(model), as_json=as_json)
 
 
 if __name__ == "__main__":

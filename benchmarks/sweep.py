@@ -10,7 +10,6 @@ meaning is of no use.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from benchmarks.table import show
 from sae_runtime.build.config import load_config
 from sae_runtime.build.corpus import load_sequences, run_corpus
 from sae_runtime.build.metrics import reconstruction_figures
@@ -148,12 +148,7 @@ def main(
             "l0 %": round(100 * figures["l0_fraction"], 3), "senses (dense probe)": round(probes[site], 4),
         })  # fmt: skip
         print(rows[-1], flush=True)
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    print("| " + " | ".join(rows[0]) + " |\n" + "|---" * len(rows[0]) + "|")
-    for row in rows:
-        print("| " + " | ".join(map(str, row.values())) + " |")
+    show(rows, as_json=as_json)
 
 
 if __name__ == "__main__":

@@ -82,6 +82,8 @@ class BuildConfig(Strict):
     seed: int = 0
     source: str = Field(default="CONFIG.yaml", exclude=True)
     corpus: CorpusConfig
+    harvest_engine: Literal["transformers", "vllm"] = "transformers"
+    """What captures activations; vLLM is for GPU machines. The control is always captured with transformers."""
     harvest_batch_tokens: int = 4096
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the model computes in while it is harvested; auto: bfloat16 where the hardware has units for it."""

@@ -22,6 +22,9 @@ class Engine(Protocol):
     def residual(self, sequences: list[list[int]]) -> list[torch.Tensor]:
         """``[tokens, d_model]`` per sequence."""
 
+    def close(self) -> None:
+        """Free what the engine holds."""
+
 
 def run_harvest(stage: Stage, corpus: Stage, open_engine: Callable[[], Engine], *, batch_tokens: int) -> None:
     """Capture all splits of ``corpus``; a killed run goes on with the first missing shard.
@@ -35,7 +38,7 @@ def run_harvest(stage: Stage, corpus: Stage, open_engine: Callable[[], Engine], 
         open_engine: called when something is to be captured.
         batch_tokens: padded tokens per forward pass.
     """
-    plan = [(split, part, rows) for split in SPLITS for part, rows in enumerate(_shards(load_sequences(corpus, split)))]
+    plan = [(split, part, rows) for split in SPLITS for part, rows in enumerate(shards(load_sequences(corpus, split)))]
     tokens = sum(len(ids) for _, _, rows in plan for _, ids in rows)
     engine: Engine | None = None
     began, fresh = time.monotonic(), 0
@@ -51,6 +54,8 @@ def run_harvest(stage: Stage, corpus: Stage, open_engine: Callable[[], Engine], 
                 fresh += size
             advance(size, f"{fresh / (time.monotonic() - began):.0f} tokens/s")
     seconds = time.monotonic() - began
+    if engine is not None:
+        engine.close()
     stage.finish({"tokens": tokens, "tokens_per_second": round(fresh / seconds) if fresh else None})
 
 
@@ -75,7 +80,7 @@ def load_head(stage: Stage, split: str, tokens: int) -> dict[str, torch.Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _shards(sequences: list[list[int]]) -> list[list[tuple[int, list[int]]]]:
+def shards(sequences: list[list[int]]) -> list[list[tuple[int, list[int]]]]:
     """Sequences with their indices in shards of about :data:`_SHARD_TOKENS`, sorted by length inside each."""
     shards: list[list[tuple[int, list[int]]]] = []
     room = 0
@@ -90,7 +95,7 @@ def _shards(sequences: list[list[int]]) -> list[list[tuple[int, list[int]]]]:
 
 def _capture(engine: Engine, rows: list[tuple[int, list[int]]], batch_tokens: int) -> dict[str, torch.Tensor]:
     kept: dict[str, list[torch.Tensor]] = {"residual": [], "token": [], "sequence": [], "position": []}
-    for batch in _batches(rows, batch_tokens):
+    for batch in batches(rows, batch_tokens):
         for (index, ids), residual in zip(batch, engine.residual([ids for _, ids in batch]), strict=True):
             positions = content_mask(residual).nonzero().squeeze(1).cpu()
             kept["residual"].append(residual[positions].to(torch.bfloat16).cpu())
@@ -100,7 +105,7 @@ def _capture(engine: Engine, rows: list[tuple[int, list[int]]], batch_tokens: in
     return {name: torch.cat(parts) for name, parts in kept.items()}
 
 
-def _batches(rows: list[tuple[int, list[int]]], batch_tokens: int) -> list[list[tuple[int, list[int]]]]:
+def batches(rows: list[tuple[int, list[int]]], batch_tokens: int) -> list[list[tuple[int, list[int]]]]:
     """Neighbours in length, at most ``batch_tokens`` padded tokens together."""
     batches: list[list[tuple[int, list[int]]]] = []
     for item in rows:

@@ -21,7 +21,7 @@ from sae_runtime.build.features.describe import Writer, load_described, run_desc
 from sae_runtime.build.features.gates import load_validations, save_validations
 from sae_runtime.build.features.tokens import Words
 from sae_runtime.build.features.validate import Candidate, context_figures, validate
-from sae_runtime.build.harvest import load_residual, run_harvest
+from sae_runtime.build.harvest import Engine, load_residual, run_harvest
 from sae_runtime.build.imported import import_sae
 from sae_runtime.build.measure import run_measure
 from sae_runtime.build.metrics import reconstruction_figures
@@ -118,13 +118,19 @@ class _Build:
             random_seed=random_seed,
         )
 
+    def _vllm_engine(self) -> Engine:
+        from sae_runtime.build.vllm_engine import VLLMEngine
+
+        dtype, length = compute_dtype(self._config.dtype), self._config.corpus.sequence_length
+        return VLLMEngine(self._plan.model.path, self._config.layer, dtype=dtype, context_length=length)
+
     def _harvest(self, stage: Stage, random_seed: int | None) -> None:
-        run_harvest(
-            stage,
-            self._steps["corpus"],
-            lambda: self._engine(random_seed),
-            batch_tokens=self._config.harvest_batch_tokens,
-        )
+        def open_engine() -> Engine:
+            if self._config.harvest_engine == "vllm" and random_seed is None:
+                return self._vllm_engine()
+            return self._engine(random_seed)
+
+        run_harvest(stage, self._steps["corpus"], open_engine, batch_tokens=self._config.harvest_batch_tokens)
 
     def _dictionary(self, stage: Stage) -> None:
         if self._config.sae:

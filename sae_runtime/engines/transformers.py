@@ -105,16 +105,30 @@ class TransformersEngine:
         for row, sequence in enumerate(sequences):
             ids[row, : lengths[row]] = torch.tensor(sequence)
             mask[row, : lengths[row]] = 1
-        attention = None if min(lengths) == width else mask.to(self.device)
+        captured = self.forward(ids, None if min(lengths) == width else mask)
+        rows = [captured[row, :length] for row, length in enumerate(lengths)]
+        if not all(torch.isfinite(row).all() for row in rows):
+            raise EngineError("The residual stream holds non-finite values.", "Use a wider dtype, such as float32.")
+        return rows
+
+    @torch.inference_mode()
+    def forward(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """The stream ``[batch, width, d_model]`` of token ids ``[batch, width]``, padded where ``mask`` is 0.
+
+        Raises:
+            EngineError: the model produced no activations.
+        """
+        attention = None if mask is None else mask.to(self.device)
         with self._lock:
             self._model(input_ids=ids.to(self.device), attention_mask=attention, use_cache=False)
             captured, self._captured = self._captured, None
         if captured is None or captured.shape[:2] != ids.shape:
             raise EngineError("The model produced no residual stream.", "Report the model's architecture.")
-        rows = [captured[row, :length] for row, length in enumerate(lengths)]
-        if not all(torch.isfinite(row).all() for row in rows):
-            raise EngineError("The residual stream holds non-finite values.", "Use a wider dtype, such as float32.")
-        return rows
+        return captured
+
+    def close(self) -> None:
+        """Free the model's weights; the engine cannot be used afterwards."""
+        del self._model
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

@@ -18,7 +18,7 @@ from typing import Literal
 import httpx
 
 from sae_runtime.detector.artefacts import Artefacts
-from sae_runtime.engines.vllm.options import UNSUPPORTED, in_worker_arguments
+from sae_runtime.engines.vllm.options import ENVIRONMENT, UNSUPPORTED, in_worker_arguments
 from sae_runtime.errors import ServerError
 from sae_runtime.models import ResolvedModel, resolve_model
 from sae_runtime.paths import artefacts_for, logs_dir
@@ -235,13 +235,7 @@ def _dtype() -> str:
 
 
 def _environment(options: ServerOptions, reading: _Reading) -> dict[str, str]:
-    settings = {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    environment = settings | dict(os.environ) | options.environment
+    environment = ENVIRONMENT | dict(os.environ) | options.environment
     if options.api_key:
         environment["VLLM_API_KEY"] = options.api_key  # not on the command line, where every user could read it
     if reading.environment:

@@ -84,3 +84,29 @@ def test_spans_of_the_real_tokenizer_rebuild_the_message(encoder, text):
     spans = encoder.encode([{"role": "system", "content": "user"}, {"role": "user", "content": text}]).spans
     covered = {place for span in spans if span.message == 1 for place in range(span.start, span.end)}
     assert covered == set(range(len(text)))
+
+
+@pytest.mark.server
+def test_vllm_harvests_the_same_streams(engine, encoder, folder):
+    from sae_runtime.build.vllm_engine import VLLMEngine
+
+    texts = ["The crane lifted a steel beam.", "Short.", "A bank by the river, " * 12]
+    sequences = [encoder.encode([{"role": "user", "content": text}]).token_ids for text in texts]
+    served = VLLMEngine(folder, LAYER, dtype=torch.float32, context_length=256)
+    try:
+        found = served.residual(sequences)
+    finally:
+        served.close()
+    for ids, stream, expected in zip(sequences, found, engine.residual(sequences), strict=True):
+        assert stream.shape == (len(ids), engine.d_model)
+        assert torch.nn.functional.cosine_similarity(stream, expected).min() > 0.999
+
+
+def test_the_untrained_twin_has_the_same_shape_and_other_activations(engine, encoder, folder):
+    ids = encoder.encode([{"role": "user", "content": "The crane lifted a steel beam."}]).token_ids
+    twins = [TransformersEngine(folder, LAYER, random_seed=seed).residual([ids])[0] for seed in (0, 0, 1)]
+    original = engine.residual([ids])[0]
+    assert twins[0].shape == original.shape
+    assert torch.equal(twins[0], twins[1])
+    assert torch.nn.functional.cosine_similarity(twins[0], twins[2]).abs().mean() < 0.5
+    assert torch.nn.functional.cosine_similarity(twins[0], original).abs().mean() < 0.5

@@ -55,7 +55,7 @@ class Jobs(KVConnectorMetadata):
 class SAEConnector(KVConnectorBase_V1, SupportsHMA):
     """Encodes inspected prompts; see the module.
 
-    Settings in ``kv_connector_extra_config``: ``artefacts`` (folder of the SAE), ``channel`` (name of the way back),
+    Settings in ``kv_connector_extra_config``: ``artefacts`` (folder of the SAE, or None), ``channel`` (name of the way back),
     ``residual`` (whether the residual stream itself may be asked for).
     """
 
@@ -65,7 +65,7 @@ class SAEConnector(KVConnectorBase_V1, SupportsHMA):
         self._group = _hidden_state_group(kv_cache_config)
         self._outbox = Outbox(settings["channel"])
         self._residual_allowed = bool(settings.get("residual"))
-        self._artefacts = Path(settings["artefacts"])
+        self._artefacts: str | None = settings["artefacts"]
         self._pending: dict[str, tuple[ReadRequest, Any]] = {}  # scheduler half
         self._cache: torch.Tensor | None = None  # worker half; None on ranks that do not encode
         self._layer = ""
@@ -89,6 +89,8 @@ class SAEConnector(KVConnectorBase_V1, SupportsHMA):
             return
         if wanted.digest != digest(request.prompt_token_ids or ()):
             self._refuse(wanted, "The server renders the conversation into other tokens than the reader expects.")
+        elif self._artefacts is None and not wanted.residual:
+            self._refuse(wanted, "There is no SAE to encode with.")
         elif wanted.residual and not self._residual_allowed:
             self._refuse(wanted, "This server does not hand out residual streams.")
         else:
@@ -135,7 +137,9 @@ class SAEConnector(KVConnectorBase_V1, SupportsHMA):
         layers = get_layers_from_vllm_config(self._vllm_config, CacheOnlyAttentionLayer, list(kv_caches))
         self._layer = next(iter(layers))
         self._cache = kv_caches[self._layer]
-        self._sae = load_sae(self._artefacts, device=str(self._cache.device))
+        if self._artefacts is None:
+            return
+        self._sae = load_sae(Path(self._artefacts), device=str(self._cache.device))
         if self._cache.device.type == "cpu":
             self._sae = self._sae.to(dtype=torch.float32)  # the faster type on CPUs without bfloat16 units
 
