@@ -17,4 +17,6 @@ def show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
 
 
 def _text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.4g}" if abs(value) < 1_000 else f"{value:.1f}"

@@ -41,13 +41,17 @@ class Validation:
         test: on the test split.
         cosine: to the nearest latent of the second run; 0 when there is none.
         sensitivity: share of fresh texts that fire it; None when it was not tried (other gates had failed already).
-        context_free: the same for the words alone, without the words that the description wants before them.
+        family: of its description, empty when it has none.
+        chance: share of random word lists that belong together as well as the description's; None when it names no two.
+        context_free: as ``sensitivity``, for the words alone, without those that the description wants before them.
         failed: names of the gates that it did not pass.
     """
 
     index: int
     scores: Scores = field(default_factory=Scores)
     test: Scores = field(default_factory=Scores)
+    family: str = ""
+    chance: float | None = None
     cosine: float = 0.0
     sensitivity: float | None = None
     context_free: float | None = None
@@ -81,6 +85,7 @@ def score(predicates: list[Predicate | None], validation: Split, test: Split) ->
             if predicate is not None:
                 result.scores = _score(predicate, validation, index)
                 result.test = _score(predicate, test, index)
+                result.family = predicate.family
             results.append(result)
             advance(1)
     return results

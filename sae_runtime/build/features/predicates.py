@@ -8,7 +8,7 @@ Families, from simple to rich:
 - ``place``: how far into the text the token stands;
 - ``source``: which kind of text it is from.
 
-A member enters a set when the latent fires on more than a share of its occurrences in one half of the explain part; the
+A set has at most 24 members. A member enters when the latent fires on more than a share of its occurrences in one half of the explain part; the
 share and the family are chosen by F1 on the other half. Scores on unseen text come later (:mod:`.validate`).
 """
 
@@ -27,7 +27,7 @@ from sae_runtime.build.features.tokens import PLACES, TokenTable, Words
 Mask = NDArray[np.bool_]
 _SHARES = (0.25, 0.4, 0.55, 0.7)
 _MIN_PAIR = 3  # occurrences from which a pair is believed rather than its word
-_TOPIC_WORDS = 40
+_MEMBERS = 24  # words or pairs in a set: a longer list could describe anything, and nobody would read it
 _SIMPLER = 0.02  # F1 that a richer family must gain
 _GOOD = 0.8  # F1 from which richer families are not tried
 _NAMED = 5  # members that a sentence names
@@ -55,6 +55,11 @@ class Predicate(ABC):
         """Up to five (word before or -1 for any, word) that fit; empty when the family has none."""
         return []
 
+    @property
+    def described_words(self) -> NDArray[np.int64]:
+        """Numbers of all words that it names as such, strongest first; empty when the family names none."""
+        return np.array([], dtype=np.int64)
+
 
 @dataclass(frozen=True)
 class WordSet(Predicate):
@@ -75,6 +80,11 @@ class WordSet(Predicate):
     def sentence(self) -> str:
         """See :class:`Predicate`."""
         return f"Fires on {_listed(self.words, self.members)}."
+
+    @property
+    def described_words(self) -> NDArray[np.int64]:
+        """See :class:`Predicate`."""
+        return self.members
 
     @property
     def examples(self) -> list[tuple[int, int]]:
@@ -131,6 +141,12 @@ class PairSet(Predicate):
         pairs = [divmod(int(pair), len(self.words)) for pair in self.yes[:_NAMED]]
         return [(before - 1, word) for before, word in pairs] or [(-1, int(word)) for word in self.members[:_NAMED]]
 
+    @property
+    def described_words(self) -> NDArray[np.int64]:
+        """See :class:`Predicate`."""
+        named = np.concatenate([self.yes % len(self.words), self.members])
+        return named[np.sort(np.unique(named, return_index=True)[1])]
+
     def _spelled(self, pair: int) -> tuple[str, str]:
         before, word = divmod(int(pair), len(self.words))
         return (self.words.names[before - 1] if before else ""), self.words.names[word]
@@ -156,6 +172,11 @@ class TopicSet(Predicate):
     def sentence(self) -> str:
         """See :class:`Predicate`."""
         return f"Fires near {_listed(self.words, self.members)}."
+
+    @property
+    def described_words(self) -> NDArray[np.int64]:
+        """See :class:`Predicate`."""
+        return self.members
 
     @property
     def examples(self) -> list[tuple[int, int]]:
@@ -243,7 +264,7 @@ class Finder:
     def _word_sets(self, rows: NDArray[Any]) -> Iterator[Predicate]:
         values, share = self._shares(self._halves.fit.word[rows], self._word_counts)
         for least in _SHARES:
-            if len(members := values[share > least]):
+            if len(members := values[share > least][:_MEMBERS]):
                 yield WordSet(self._words, members)
 
     def _pair_sets(self, rows: NDArray[Any]) -> Iterator[Predicate]:
@@ -256,9 +277,10 @@ class Finder:
         order = np.argsort(-fired[known], kind="stable")
         known, share = known[order], share[order]
         for least in _SHARES:
-            members = words[word_share > least]
+            members = words[word_share > least][:_MEMBERS]
             by_word = _lookup(members, len(self._words))[self._pairs[known] % len(self._words)]
-            yes, no = known[(share > least) & ~by_word], known[(share < least / 2) & by_word]
+            yes = known[(share > least) & ~by_word][:_MEMBERS]
+            no = known[(share < least / 2) & by_word][:_MEMBERS]
             if len(yes) or (len(no) and len(members)):
                 yield PairSet(self._words, members, self._pairs[yes], self._pairs[no])
 
@@ -266,7 +288,7 @@ class Finder:
         fired = self._near(rows)
         values = np.flatnonzero(fired >= 5)
         share = fired[values] / (self._near_counts[values] + 5)
-        order = np.argsort(-share, kind="stable")[:_TOPIC_WORDS]
+        order = np.argsort(-share, kind="stable")[:_MEMBERS]
         values, share = values[order], share[order]
         for least in _SHARES[:3]:
             if len(members := values[share > least]):

@@ -13,6 +13,7 @@ from sae_runtime.build.features.firings import Firings
 from sae_runtime.build.features.fresh import carriers, run_trials, trials
 from sae_runtime.build.features.gates import Split, Validation, gates, judge, score, stability, summary
 from sae_runtime.build.features.predicates import Predicate
+from sae_runtime.build.features.relatedness import Relatedness
 from sae_runtime.build.features.tokens import TokenTable, Words
 from sae_runtime.build.harvest import Engine, load_residual
 from sae_runtime.build.stages import Stage
@@ -53,6 +54,10 @@ def validate(
             result.cosine = round(float(cosine), 4)
     others = [rule for rule in rules if rule[0] != "sensitivity"]
     judge(results, others)
+    related = Relatedness(words, load_sequences(corpus, "train"), seed)
+    for result, predicate in zip(results, candidate.predicates, strict=True):
+        if result.passed and predicate is not None:
+            result.chance = related.chance(predicate.described_words)
     _try_fresh_texts(candidate, [r for r in results if r.passed], corpus, words, config, seed)
     judge(results, rules)
     live = int((splits["validation"].firings.counts > 0).sum())

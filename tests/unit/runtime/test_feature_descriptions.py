@@ -23,6 +23,7 @@ from sae_runtime.build.features.predicates import (
     WordSet,
     from_json,
 )
+from sae_runtime.build.features.relatedness import Relatedness
 from sae_runtime.build.features.scores import Scores, hard_negatives, wilson
 from sae_runtime.build.features.tokens import PLACES, WINDOW, TokenTable, Words
 from sae_runtime.sae import JumpReLUSAE
@@ -232,3 +233,16 @@ def test_a_feature_passes_when_it_passes_every_gate_and_shares_are_of_live_ones(
     assert found["passed_share"] == 0.25
     assert found["kept_precision_share"] == 1.0
     assert found["gates"]["seed stability"] == 0.75
+
+
+def test_words_that_keep_the_same_company_are_related_and_random_ones_are_not() -> None:
+    generator = np.random.default_rng(0)
+    fillers = [VOCABULARY.index(f" w{number}") for number in range(30)]
+    topics = [[fillers[i] for i in range(start, start + 6)] for start in (0, 6, 12, 18, 24)]
+    sequences = [generator.choice(topics[number % 5], 30).tolist() for number in range(300)]
+    related = Relatedness(WORDS, sequences, seed=0)
+    together = WORDS.of_token[topics[2][:4]].astype(np.int64)
+    apart = WORDS.of_token[[topic[0] for topic in topics[:4]]].astype(np.int64)
+    assert (chance := related.chance(together)) is not None and chance < 0.05
+    assert (chance := related.chance(apart)) is not None and chance > 0.3
+    assert related.chance(together[:1]) is None
