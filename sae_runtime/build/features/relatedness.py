@@ -18,7 +18,7 @@ from sae_runtime.build.features.tokens import Words
 _WINDOW = 4  # words on each side that count as company
 _DIMENSIONS = 64
 _RANDOM_LISTS = 400
-_BANDS = 30  # of words by frequency
+_FIRST_BAND = 5  # the first band holds ranks below 2 ** (this + 1)
 _MOST = 12  # words of a list that are looked at, strongest first
 
 
@@ -38,11 +38,12 @@ class Relatedness:
         self._vectors = _vectors(texts, len(words), seed)
         seen = np.flatnonzero(counts)
         order = seen[np.argsort(-counts[seen], kind="stable")]
-        # Bands hold equal shares of the text, not of the vocabulary: most words are rare.
-        share = counts[order].cumsum() / counts.sum()
+        # Words whose ranks share a power of two are "equally frequent"; the most frequent ones are one band.
+        rank = np.arange(len(order)) + 1
+        band = np.maximum(0, np.log2(rank).astype(int) - _FIRST_BAND)
         self._band_of = np.full(len(words), -1)
-        self._band_of[order] = np.minimum((share * _BANDS).astype(int), _BANDS - 1)
-        self._members = [order[self._band_of[order] == band] for band in range(_BANDS)]
+        self._band_of[order] = band
+        self._members = [order[band == number] for number in range(band.max() + 1)]
 
     def chance(self, members: NDArray[np.int64]) -> float | None:
         """Share of random lists of equally frequent words whose mean cosine is at least as high; None for one word."""
