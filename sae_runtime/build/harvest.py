@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -56,7 +57,11 @@ def run_harvest(stage: Stage, corpus: Stage, open_engine: Callable[[], Engine], 
     seconds = time.monotonic() - began
     if engine is not None:
         engine.close()
-    stage.finish({"tokens": tokens, "tokens_per_second": round(fresh / seconds) if fresh else None})
+    stage.finish({
+        "tokens": tokens,
+        "tokens_per_second": round(fresh / seconds) if fresh else None,
+        "shards": {name: sum(split == name for split, _, _ in plan) for name in SPLITS},
+    })  # fmt: skip
 
 
 def disk_estimate(tokens: int, d_model: int) -> int:
@@ -65,16 +70,23 @@ def disk_estimate(tokens: int, d_model: int) -> int:
 
 
 def load_residual(stage: Stage, split: str) -> dict[str, torch.Tensor]:
-    """All rows of one split, see :func:`run_harvest`."""
-    shards = [read_tensors(path) for path in sorted(stage.folder.glob(f"{split}-*.safetensors"))]
-    return {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
+    """All rows of one split, see :func:`run_harvest`.
+
+    Raises:
+        ArtefactError: shards of a finished harvest are gone or damaged.
+    """
+    return load_head(stage, split, sys.maxsize)
 
 
 def load_head(stage: Stage, split: str, tokens: int) -> dict[str, torch.Tensor]:
-    """The first rows of one split: whole shards, at least ``tokens`` rows if there are as many."""
+    """The first rows of one split: whole shards, at least ``tokens`` rows if there are as many.
+
+    Raises:
+        ArtefactError: see :func:`load_residual`.
+    """
     parts: list[dict[str, torch.Tensor]] = []
-    for path in sorted(stage.folder.glob(f"{split}-*.safetensors")):
-        parts.append(read_tensors(path))
+    for part in range(stage.summary()["shards"][split]):
+        parts.append(read_tensors(stage.folder / f"{split}-{part:04d}.safetensors"))
         if sum(len(part["token"]) for part in parts) >= tokens:
             break
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

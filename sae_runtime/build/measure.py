@@ -7,6 +7,7 @@ from sae_runtime.build.harvest import load_head, load_residual
 from sae_runtime.build.metrics import cross_entropy_figures, dead_fraction, reconstruction_figures, token_means
 from sae_runtime.build.plan import BuildPlan
 from sae_runtime.build.stages import Stage
+from sae_runtime.progress import progress
 from sae_runtime.sae import SAE
 
 _CE_TOKENS = 8_000
@@ -24,13 +25,16 @@ def run_measure(stage: Stage, plan: BuildPlan, sae: SAE) -> None:
         if sum(map(len, sequences)) >= _CE_TOKENS:
             break
         sequences.append(ids)
+    with progress("measure", len(test["token"]) + len(window["token"])) as advance:
+        reconstruction = reconstruction_figures(sae, test["residual"], test["token"], means, advance)
+        dead = dead_fraction(sae, window["residual"], advance)
     figures = {
         "layer": plan.config.layer,
         "d_sae": sae.d_sae,
         "k": plan.config.train.k,
-        **reconstruction_figures(sae, test["residual"], test["token"], means),
+        **reconstruction,
         "test_tokens": len(test["token"]),
-        "dead_fraction": dead_fraction(sae, window["residual"]),
+        "dead_fraction": dead,
         "dead_window_tokens": len(window["token"]),
         **cross_entropy_figures(plan.model, plan.config.layer, sae, sequences),
         "tokens_trained": plan.steps["train"].summary()["tokens_trained"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,7 +29,11 @@ def token_means(residual: Tensor, tokens: Tensor) -> TokenMeans:
 
 
 def reconstruction_figures(
-    sae: SAE, residual: Tensor, tokens: Tensor | None = None, means: TokenMeans | None = None
+    sae: SAE,
+    residual: Tensor,
+    tokens: Tensor | None = None,
+    means: TokenMeans | None = None,
+    advance: Callable[[float], None] = lambda rows: None,
 ) -> dict[str, float]:
     """Figures on content tokens ``[n, d_in]``, attention sinks excluded.
 
@@ -50,6 +55,7 @@ def reconstruction_figures(
         if tokens is not None and means is not None:
             known = torch.stack([means.get(token, mean) for token in tokens[start : start + _BATCH].tolist()])
             from_token += (x - known).pow(2).sum().item()
+        advance(len(x))
     l0 = active / len(residual)
     figures = {
         "fvu": (error.sum() / variance.sum()).item(),
@@ -60,11 +66,13 @@ def reconstruction_figures(
     return figures | ({"fvu_token_mean": error.sum().item() / from_token} if from_token else {})
 
 
-def dead_fraction(sae: SAE, residual: Tensor) -> float:
+def dead_fraction(sae: SAE, residual: Tensor, advance: Callable[[float], None] = lambda rows: None) -> float:
     """Share of latents that fire on none of the tokens ``[n, d_in]``."""
     fired = torch.zeros(sae.d_sae, dtype=torch.bool)
     for start in range(0, len(residual), _BATCH):
-        fired |= (sae.encode(residual[start : start + _BATCH].float()) > 0).any(0)
+        x = residual[start : start + _BATCH]
+        fired |= (sae.encode(x.float()) > 0).any(0)
+        advance(len(x))
     return (~fired).float().mean().item()
 
 

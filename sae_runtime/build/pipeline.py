@@ -187,6 +187,10 @@ class _Build:
         steps, plan = self._steps, self._plan
         results = load_validations(steps["validate"])
         allowed = [result.index for result in results if result.passed]
+        if not allowed:
+            raise InputError(
+                "No feature passed validation.", "Train on more text, or relax `validation` in the configuration."
+            )
         signatures = fit_signatures(plan, steps["contexts"], allowed)
         built = Built(
             plan=plan,

@@ -244,9 +244,10 @@ def _calibrate(built: Built, staging: Path) -> dict[str, Any]:
     inspector = Inspector.from_model(str(built.plan.model.path), artefacts=staging)
     # Cross-validated on the fit contexts, so that the held-out ones select nothing.
     trusted = {slug for slug, fit in built.signatures.items() if fit.validation_accuracy >= MIN_READ_ACCURACY}
+    prompts = [prompt for prompt in calibration_prompts() if prompt.concept in built.signatures]
     judged = [
         Judged(prompt, mention.reading, mention.intended, prompt.concept in trusted)
-        for prompt, _, mention in read_planted(inspector, calibration_prompts(), "calibrate")
+        for prompt, _, mention in read_planted(inspector, prompts, "calibrate")
         if mention
     ]
     read_below, intended_above, figures = choose_thresholds(judged)

@@ -72,7 +72,7 @@ def fit_signature(
     """
     held = data.held_out.numpy()
     labels = data.labels.numpy()
-    latents = np.arange(data.sites[SITES[0]].shape[1]) if allowed is None else np.array(sorted(allowed))
+    latents = np.arange(data.sites[SITES[0]].shape[1]) if allowed is None else np.array(sorted(allowed), dtype=np.int64)
     best: tuple[float, str, float, Array] | None = None
     for site in SITES:
         x = data.sites[site].numpy()[~held][:, latents].astype(np.float64)
@@ -103,6 +103,9 @@ def fit_signature(
 def fit_readout(x: Array, labels: NDArray[np.int64], max_features: int, penalty: float) -> Readout:
     """Select columns by F statistic and fit the regression on them."""
     eligible = ((x > 0).sum(0) >= _MIN_SUPPORT).nonzero()[0]
+    if not len(eligible):  # nothing to read: every mention gets the senses' shares of the contexts
+        shares = np.bincount(labels) / len(labels)
+        return Readout(eligible, np.zeros((len(shares), 0)), np.log(shares))
     statistic, _ = f_classif(x[:, eligible], labels)
     ranked = eligible[np.argsort(-np.nan_to_num(statistic, nan=0.0), kind="stable")]
     columns = np.sort(ranked[:max_features])

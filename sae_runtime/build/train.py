@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sae_runtime.build.config import TrainConfig
-from sae_runtime.build.harvest import load_head, load_residual
+from sae_runtime.build.harvest import load_residual
 from sae_runtime.build.stages import Stage, read_tensors, write_tensors
 from sae_runtime.errors import InputError
 from sae_runtime.progress import progress
@@ -37,7 +37,9 @@ def run_train(stage: Stage, harvest: Stage, config: TrainConfig, seed: int, sae_
     x = load_residual(harvest, "train")["residual"]
     trainer = Trainer(config, x, seed=seed)
     losses = trainer.run(stage.folder / "checkpoint.safetensors")
-    validation = load_head(harvest, "validation", _THRESHOLD_TOKENS)["residual"][:_THRESHOLD_TOKENS]
+    validation = load_residual(harvest, "validation")["residual"]
+    # From all over the split: shards are sorted by length, and short texts fire fewer latents.
+    validation = validation[:: max(1, len(validation) // _THRESHOLD_TOKENS)]
     save_sae(trainer.export(validation.float(), sae_metadata).to(dtype=torch.bfloat16), stage.folder)
     (stage.folder / "checkpoint.safetensors").unlink(missing_ok=True)
     stage.finish({"tokens_trained": trainer.step * config.batch_tokens, "loss": losses})

@@ -131,13 +131,21 @@ class FeatureDetail(BaseModel):
     """Everything that the catalog knows of one feature.
 
     ``examples``: texts with the token ``text[start:end]`` and its activation, strongest first. ``validations``: scores of
-    the label on unseen text. ``concepts``: those whose signatures use the feature.
+    the description on unseen text. ``concepts``: those whose signatures use the feature. For the rest see
+    :class:`~sae_runtime.catalog.tables.FeatureRow`.
     """
 
     index: int
     label: str
+    description: str
+    predicate: dict[str, Any]
+    promoted: list[str]
     density: float
     max_activation: float
+    seed_cosine: float | None
+    sensitivity: float | None
+    context_free: float | None
+    sense_purity: float | None
     examples: list[dict[str, Any]]
     validations: list[dict[str, Any]]
     concepts: list[str]
@@ -159,10 +167,7 @@ def feature_detail(location: Path | str, index: int) -> FeatureDetail | None:
         examples = sorted(row.examples, key=lambda example: -example.activation)
         validations = session.scalars(select(FeatureValidationRow).where(FeatureValidationRow.feature_id == row.id))
         return FeatureDetail(
-            index=row.index,
-            label=row.label,
-            density=row.density,
-            max_activation=row.max_activation,
+            **{name: getattr(row, name) for name in FeatureDetail.model_fields.keys() & row.__table__.columns.keys()},
             examples=[_columns(example) for example in examples],
             validations=[_columns(validation) for validation in validations],
             concepts=list(concepts),

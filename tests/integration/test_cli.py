@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from sae_runtime.models import resolve_model
 from sae_runtime.paths import CATALOG_FILE, artefacts_for
 
 pytestmark = pytest.mark.model
@@ -52,7 +53,7 @@ def test_card_has_every_documented_key(small_model):
     card = json.loads(sensecheck("card", "--json", "-m", small_model).stdout)
     keys = "model layer d_in d_sae fvu l0_mean l0_fraction ce_recovered dead_fraction tokens_trained concepts senses fingerprint"
     assert all(card[key] is not None for key in keys.split())
-    assert card["features_validated_fraction"] is not None or card["features_validated_reason"]
+    assert 0 < card["features_validated_fraction"] <= 1
     assert card["l0_fraction"] <= 0.01
 
 
@@ -78,6 +79,27 @@ def test_bad_input_is_a_message_with_remedy_and_exit_code_2(arguments, expected,
     assert expected in run.stderr.replace("\n", " ")
     assert "Traceback" not in run.stderr
     assert run.stdout == ""
+
+
+def test_a_dry_run_names_every_step_and_writes_nothing(tmp_path, small_model):
+    (tmp_path / "text.txt").write_text("The crane lifted a beam over the river.\n\n" * 50)
+    config = tmp_path / "build.yaml"
+    source = "{kind: text, name: words, licence: ours, paths: [text.txt]}"
+    config.write_text(
+        f"model: {resolve_model(small_model).path}\nlayer: 3\n"
+        f"corpus: {{root: {tmp_path}, train_tokens: 500, sources: [{source}]}}\n"
+        "train: {width: 1000, k: 8}\n"
+    )
+    home = tmp_path / "home"
+    run = sensecheck("build", str(config), "--dry-run", SENSECHECK_HOME=str(home), COLUMNS="120")
+    assert run.returncode == 0, run.stderr
+    for step in ("corpus", "harvest", "train", "measure", "again", "control-train", "validate", "contexts"):
+        assert step in run.stdout
+    assert "to be written" in run.stdout and " free." in run.stdout
+    assert not any(path.is_file() for path in (home / "builds").rglob("*"))
+    assert "Builds in" in sensecheck("build", "status", SENSECHECK_HOME=str(home)).stdout
+    refused = sensecheck("build", str(config), "--from", "nonsense", SENSECHECK_HOME=str(home))
+    assert refused.returncode == 2 and "no stage" in refused.stderr
 
 
 def test_db_check_and_upgrade(tmp_path, small_model):

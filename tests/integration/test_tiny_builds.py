@@ -14,15 +14,18 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from sqlalchemy import select
 from tiny_models import ARCHITECTURES, HIDDEN, VOCABULARY, make_model, sentences
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_runtime.build.config import load_config
 from sae_runtime.build.pipeline import run_build
 from sae_runtime.catalog.packs import load_concept
+from sae_runtime.catalog.store import open_catalog
+from sae_runtime.catalog.tables import FeatureRow
 from sae_runtime.detector import Inspector
 from sae_runtime.engines.transformers import TransformersEngine
-from sae_runtime.errors import FingerprintError
+from sae_runtime.errors import FingerprintError, InputError
 from sae_runtime.evaluation.prompts import calibration_prompts
 from sae_runtime.models import fingerprint_model
 from sae_runtime.paths import PACKS
@@ -245,6 +248,53 @@ def test_a_second_build_does_nothing_again(build: Build, monkeypatch: pytest.Mon
     monkeypatch.setattr(TransformersEngine, "residual", None)  # the model is not run again
     assert run_build(load_config(str(build.config)), out=build.out, until="concepts") is None
     assert stamps(build.home) == before
+
+
+@pytest.mark.parametrize("build", ["llama"], indirect=True)
+def test_a_stage_can_be_done_anew_with_those_after_it(build: Build) -> None:
+    before = stamps(build.home)
+    run_build(load_config(str(build.config)), out=build.out, start="validate", until="validate")
+    after = stamps(build.home)
+    redone = {Path(path).parent.name.rpartition("-")[0] for path in after if after[path] != before.get(path)}
+    assert redone == {"again", "control-harvest", "control-train", "control-describe", "validate"}
+    # Contexts stand behind the stage that was named, so they are made again by the next whole build.
+    assert not any("contexts-" in path for path in after)
+    assert run_build(load_config(str(build.config)), out=build.out) == build.card
+
+
+@pytest.mark.parametrize("build", ["llama"], indirect=True)
+def test_a_dictionary_of_others_takes_the_place_of_training(build: Build, tmp_path: Path) -> None:
+    (trained,) = build.home.glob("builds/*/train-*")
+    taken = shutil.copytree(trained, tmp_path / "theirs")
+    config = load_config(str(build.config), sae=str(taken))
+    card = run_build(config, out=tmp_path / "artefacts")
+    assert card is not None
+    assert card["fvu"] == build.card["fvu"]
+    assert card["reading_accuracy"] == build.card["reading_accuracy"]
+    other = json.loads((taken / "cfg.json").read_text())
+    other["metadata"]["hook_name"] = "blocks.2.hook_resid_post"
+    (taken / "cfg.json").write_text(json.dumps(other))
+    with pytest.raises(InputError, match=r"belongs to blocks\.2"):
+        run_build(config, out=tmp_path / "more")
+    with pytest.raises(InputError, match="no SAE folder"):
+        run_build(load_config(str(build.config), sae="nowhere"), out=tmp_path / "more")
+
+
+@pytest.mark.parametrize("build", ["llama"], indirect=True)
+def test_a_language_model_may_write_the_sentences(build: Build, tmp_path: Path) -> None:
+    asked = []
+
+    def writer(prompt: str) -> str:
+        asked.append(prompt)
+        return "It fires on\n farm animals." if len(asked) % 2 else ""
+
+    run_build(load_config(str(build.config)), out=tmp_path / "artefacts", writer=writer)
+    with open_catalog(tmp_path / "artefacts" / "catalog.sqlite") as session:
+        written = [row.description for row in session.scalars(select(FeatureRow).order_by(FeatureRow.index))]
+    assert len(asked) == len(written)
+    assert all("<<" in prompt for prompt in asked)
+    assert set(written[::2]) == {"It fires on farm animals."}
+    assert all(sentence.startswith(("Fires", "No rule")) for sentence in written[1::2])
 
 
 class Killed(BaseException):
