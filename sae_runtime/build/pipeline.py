@@ -41,7 +41,7 @@ def run_build(
     config: BuildConfig,
     *,
     out: Path | None = None,
-    start: str = "corpus",
+    start: str | None = None,
     until: str = "publish",
     writer: Writer | None = None,
 ) -> dict[str, Any] | None:
@@ -50,14 +50,14 @@ def run_build(
     Args:
         config: see :func:`sae_runtime.build.config.load_config`.
         out: folder of the artefacts; None takes the shipped ones' place.
-        start: do this stage and those after it anew, even where they are finished.
+        start: do this stage and those after it anew, even where they are finished; None: only what is missing.
         until: last stage to run.
         writer: a language model that writes the catalogued features' sentences; None: a template does.
 
     Raises:
         InputError: the corpus is absent, there is no such stage, or another build of the model is running.
     """
-    for stage in (start, until):
+    for stage in (start or until, until):
         if stage not in STAGES:
             raise InputError(f"There is no stage '{stage}'.", f"Stages: {', '.join(STAGES)}.")
     builds_dir().mkdir(parents=True, exist_ok=True)
@@ -80,9 +80,9 @@ class _Build:
         self._steps = plan.steps
         self._writer = writer
 
-    def run(self, start: str, until: str, target: Path) -> dict[str, Any] | None:
+    def run(self, start: str | None, until: str, target: Path) -> dict[str, Any] | None:
         """See :func:`run_build`."""
-        if start != STAGES[0]:
+        if start:
             for stage in STAGES[STAGES.index(start) :]:
                 for step in self._plan.of_stage(stage):
                     step.forget()

@@ -49,7 +49,7 @@ class VLLMEngine:
             raise EngineError(
                 f"vLLM cannot read {folder}: {error}.", "Set `harvest_engine: transformers` in the configuration."
             ) from error
-        self._reader = WorkerReader(self._engine, self._inbox)
+        self._reader: Any = WorkerReader(self._engine, self._inbox)
 
     def residual(self, sequences: list[list[int]]) -> list[Tensor]:
         """Residual stream per sequence, ``[tokens, d_model]``, in the order given.
@@ -71,6 +71,7 @@ class VLLMEngine:
             self._engine.shutdown()
 
         self._run(stop())
+        self._engine = self._reader = None  # vLLM cleans up once more when its engine is forgotten
         self._stop()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:

@@ -53,7 +53,7 @@ def test_card_has_every_documented_key(small_model):
     card = json.loads(sensecheck("card", "--json", "-m", small_model).stdout)
     keys = "model layer d_in d_sae fvu l0_mean l0_fraction ce_recovered dead_fraction tokens_trained concepts senses fingerprint"
     assert all(card[key] is not None for key in keys.split())
-    assert 0 < card["features_validated_fraction"] <= 1
+    assert card["features_validated_fraction"] is not None or card["features_validated_reason"]
     assert card["l0_fraction"] <= 0.01
 
 

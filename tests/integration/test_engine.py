@@ -87,6 +87,7 @@ def test_spans_of_the_real_tokenizer_rebuild_the_message(encoder, text):
 
 
 @pytest.mark.server
+@pytest.mark.filterwarnings("ignore")  # vLLM's own, on import
 def test_vllm_harvests_the_same_streams(engine, encoder, folder):
     from sae_runtime.build.vllm_engine import VLLMEngine
 

@@ -38,8 +38,8 @@ def run(
         Path | None, typer.Option(help="Folder for SAE, catalog, card and report; default: the shipped ones' place.")
     ] = None,
     start: Annotated[
-        str, typer.Option("--from", help=f"Do this stage and those after it anew. Stages: {_STAGES}.")
-    ] = "corpus",
+        str | None, typer.Option("--from", help=f"Do this stage and those after it anew. Stages: {_STAGES}.")
+    ] = None,
     to: Annotated[str, typer.Option("--to", help="Last stage.")] = "publish",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done, and the disk it needs.")] = (
         False
