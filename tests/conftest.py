@@ -33,8 +33,9 @@ def inspector(small_model: str) -> Inspector:
 
 @pytest.fixture(scope="session")
 def server(small_model: str) -> Iterator[ModelServer]:
-    """The real vLLM server as users start it, in eager mode."""
-    with ModelServer.start(small_model, ServerOptions(port=0, max_model_len=_CONTEXT, residual=True)) as running:
+    """The real vLLM server in eager mode, in float32 on every machine, like the oracle in this process."""
+    options = ServerOptions(port=0, max_model_len=_CONTEXT, residual=True, dtype="float32")
+    with ModelServer.start(small_model, options) as running:
         yield running
 
 

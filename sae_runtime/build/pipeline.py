@@ -64,9 +64,10 @@ def run_build(
     lock = FileLock(builds_dir() / f"{config.model.replace('/', '--')}.lock")
     try:
         with lock.acquire(timeout=0):
-            target = (out or artefacts_for(config.model)).resolve()
+            plan = BuildPlan.of(config)
+            target = (out or artefacts_for(plan.model.name)).resolve()
             check_target(target)
-            return _Build(BuildPlan.of(config), writer).run(start, until, target)
+            return _Build(plan, writer).run(start, until, target)
     except Timeout as error:
         raise InputError(f"Another build of {config.model} is running.", "Wait for it, or stop it.") from error
 

@@ -152,12 +152,9 @@ class PairSet(Predicate):
         return (self.words.names[before - 1] if before else ""), self.words.names[word]
 
 
-@dataclass(frozen=True)
-class TopicSet(Predicate):
+class TopicSet(WordSet):
     """One of ``members`` stands among the token's word and those before it."""
 
-    words: Words
-    members: NDArray[np.int64]
     family = "topic"
 
     def holds(self, table: TokenTable) -> Mask:
@@ -165,23 +162,9 @@ class TopicSet(Predicate):
         member = _lookup(self.members, len(self.words) + 1)  # the last place stands for -1, the beginning
         return member[table.word] | member[table.before].any(1)
 
-    def to_json(self) -> dict[str, Any]:
-        """See :class:`Predicate`."""
-        return {"family": self.family, "words": _names(self.words, self.members), "members": self.members.tolist()}
-
     def sentence(self) -> str:
         """See :class:`Predicate`."""
         return f"Fires near {_listed(self.words, self.members)}."
-
-    @property
-    def described_words(self) -> NDArray[np.int64]:
-        """See :class:`Predicate`."""
-        return self.members
-
-    @property
-    def examples(self) -> list[tuple[int, int]]:
-        """See :class:`Predicate`."""
-        return [(-1, int(word)) for word in self.members[:_NAMED]]
 
 
 @dataclass(frozen=True)

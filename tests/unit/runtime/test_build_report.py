@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sae_runtime.build import report as report_module
+from sae_runtime.build.report import page as report_module
 from sae_runtime.build.report.page import AIMS, write_report
 from sae_runtime.errors import InputError
 from sae_runtime.paths import REPORT_JSON_FILE, REPORT_PAGE_FILE
