@@ -6,8 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import torch
-
 from sae_runtime.errors import ModelError
 from sae_runtime.models.manifest import Manifest
 
@@ -23,6 +21,7 @@ def convert_gguf(manifest: Manifest, gguf: Path, target: Path) -> None:
     Raises:
         ModelError: the file cannot be read as a model, or the disk is full.
     """
+    import torch  # seconds, which commands that only print something need not wait for
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     partial = target.with_name(f".{target.name}.partial")

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors import safe_open
 
@@ -90,6 +89,7 @@ def fingerprint_model(folder: Path) -> ModelFingerprint:
 
 
 def _compute(folder: Path, files: list[Path]) -> ModelFingerprint:
+    import torch  # seconds, which commands that only print something need not wait for
     from transformers import AutoTokenizer
 
     tensors: dict[str, str] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -41,9 +40,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard out
 
 def main() -> None:
     """Entry point: typed errors become one readable message and exit code 2."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # loading bars of transformers among them
-    logging.getLogger("transformers").setLevel(logging.ERROR)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         app()
