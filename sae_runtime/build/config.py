@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from sae_runtime.build.corpus_config import CorpusConfig, Strict
 from sae_runtime.errors import InputError
 
+STAGES = ("corpus", "harvest", "train", "describe", "validate", "concepts", "publish")
 _CONFIGS = Path(__file__).parent / "configs"
 
 

@@ -28,7 +28,15 @@ _DEFINITION = 3  # raise it when the same sources give other sequences, so that 
 
 
 def run_corpus(config: BuildConfig, encoder: ChatEncoder) -> Stage:
-    """Make the token sequences of all splits; returns the finished stage.
+    """The finished corpus stage, for whoever has no plan: see :func:`fill_corpus`."""
+    stage = Stage(config.model, "corpus", corpus_key(config, encoder))
+    if not stage.done:
+        fill_corpus(stage, config, encoder)
+    return stage
+
+
+def fill_corpus(stage: Stage, config: BuildConfig, encoder: ChatEncoder) -> None:
+    """Make the token sequences of all splits.
 
     Output per split: ``<split>.safetensors`` with ``tokens`` int32 ``[total]``, ``lengths`` and ``sources`` (number of the
     source) int32 ``[sequences]``.
@@ -38,9 +46,6 @@ def run_corpus(config: BuildConfig, encoder: ChatEncoder) -> Stage:
     Raises:
         InputError: a source cannot be read, or the sources hold too little text.
     """
-    stage = Stage(config.model, "corpus", corpus_key(config, encoder))
-    if stage.done:
-        return stage
     taken = _take_all(config, encoder)
     totals: dict[str, int] = {}
     for split in SPLITS:
@@ -58,7 +63,6 @@ def run_corpus(config: BuildConfig, encoder: ChatEncoder) -> Stage:
             },
         )
     stage.finish({"tokens": totals, "sources": [part.record() for part in taken]})
-    return stage
 
 
 def corpus_key(config: BuildConfig, encoder: ChatEncoder) -> str:

@@ -14,18 +14,17 @@ from typing import Any
 from filelock import FileLock, Timeout
 from threadpoolctl import threadpool_limits
 
-from sae_runtime.build.config import BuildConfig
+from sae_runtime.build.config import STAGES, BuildConfig
 from sae_runtime.build.contexts import load_contexts, run_contexts
-from sae_runtime.build.corpus import run_corpus
+from sae_runtime.build.corpus import fill_corpus
 from sae_runtime.build.features.describe import Writer, load_described, run_describe
 from sae_runtime.build.features.gates import load_validations, save_validations
-from sae_runtime.build.features.tokens import Words
 from sae_runtime.build.features.validate import Candidate, context_figures, validate
 from sae_runtime.build.harvest import Engine, load_residual, run_harvest
 from sae_runtime.build.imported import import_sae
 from sae_runtime.build.measure import run_measure
 from sae_runtime.build.metrics import reconstruction_figures
-from sae_runtime.build.plan import STAGES, STEPS, BuildPlan
+from sae_runtime.build.plan import STEPS, BuildPlan
 from sae_runtime.build.publish import Built, check_target, publish
 from sae_runtime.build.signatures import Signature, fit_signature
 from sae_runtime.build.stages import Stage
@@ -88,7 +87,7 @@ class _Build:
                 for step in self._plan.of_stage(stage):
                     step.forget()
         runners: dict[str, Callable[[Stage], Any]] = {
-            "corpus": lambda stage: run_corpus(self._config, self._plan.encoder),
+            "corpus": lambda stage: fill_corpus(stage, self._config, self._plan.encoder),
             "harvest": lambda stage: self._harvest(stage, None),
             "train": self._dictionary,
             "measure": self._measure,
@@ -155,11 +154,11 @@ class _Build:
         steps, plan = self._steps, self._plan
         sae = load_trained(steps[train])
         model = plan.model if train == "train" else None
-        run_describe(stage, model, steps["corpus"], steps[harvest], sae, plan.encoder.tokenizer)
+        run_describe(stage, model, steps["corpus"], steps[harvest], sae, plan.encoder.tokenizer, plan.words)
 
     def _validate(self, stage: Stage) -> None:
         config, steps = self._config, self._steps
-        words = Words(self._plan.encoder.tokenizer)
+        words = self._plan.words
 
         def check(harvest: str, train: str, describe: str, again: str | None, seed: int | None) -> Any:
             described = load_described(steps[describe], words)
@@ -196,7 +195,7 @@ class _Build:
         built = Built(
             plan=plan,
             sae=load_trained(steps["train"]),
-            descriptions=load_described(steps["describe"], Words(plan.encoder.tokenizer)).items,
+            descriptions=load_described(steps["describe"], plan.words).items,
             validations=results,
             signatures=signatures,
             writer=self._writer,

@@ -6,19 +6,19 @@ A stage's key is a hash of all its inputs, the stage before among them, so the w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from sae_runtime.build.config import BuildConfig
 from sae_runtime.build.contexts import contexts_key
 from sae_runtime.build.corpus import corpus_key
+from sae_runtime.build.features.tokens import Words
 from sae_runtime.build.imported import imported_fingerprint
 from sae_runtime.build.stages import Stage, stage_key
 from sae_runtime.catalog.packs import ConceptPack, load_packs
 from sae_runtime.engines.chat import ChatEncoder
 from sae_runtime.engines.dtype import compute_dtype
 from sae_runtime.models import ResolvedModel, fingerprint_model, resolve_model
-
-STAGES = ("corpus", "harvest", "train", "describe", "validate", "concepts", "publish")
 
 # The steps whose outputs are kept, in order, each with the stage it belongs to. What is not listed (fitting concepts,
 # publishing) takes a minute or two and always runs.
@@ -71,6 +71,11 @@ class BuildPlan:
         packs = load_packs(config.concepts.packs)
         keys = _keys(config, model, encoder, packs)
         return cls(config, model, encoder, packs, {name: Stage(config.model, name, keys[name]) for name in STEPS})
+
+    @cached_property
+    def words(self) -> Words:
+        """The tokenizer's tokens as words; takes seconds to make."""
+        return Words(self.encoder.tokenizer)
 
     def of_stage(self, stage: str) -> list[Stage]:
         """The kept steps of a stage, in order."""

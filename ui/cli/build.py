@@ -10,9 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
+from sae_runtime.build.config import STAGES
 from sae_runtime.models import DEFAULT_MODEL
-
-_STAGES = "corpus, harvest, train, describe, validate, concepts, publish"
 
 
 class _RunByDefault(TyperGroup):
@@ -38,7 +37,7 @@ def run(
         Path | None, typer.Option(help="Folder for SAE, catalog, card and report; default: the shipped ones' place.")
     ] = None,
     start: Annotated[
-        str | None, typer.Option("--from", help=f"Do this stage and those after it anew. Stages: {_STAGES}.")
+        str | None, typer.Option("--from", help=f"Do this stage and those after it anew. Stages: {', '.join(STAGES)}.")
     ] = None,
     to: Annotated[str, typer.Option("--to", help="Last stage.")] = "publish",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done, and the disk it needs.")] = (

@@ -67,7 +67,7 @@ class Described:
 
 
 def run_describe(
-    stage: Stage, model: ResolvedModel | None, corpus: Stage, harvest: Stage, sae: SAE, tokenizer: Any
+    stage: Stage, model: ResolvedModel | None, corpus: Stage, harvest: Stage, sae: SAE, tokenizer: Any, words: Words
 ) -> None:
     """Describe every latent; writes ``features.jsonl`` in index order. Deterministic.
 
@@ -78,11 +78,12 @@ def run_describe(
         harvest: finished harvest stage.
         sae: the dictionary.
         tokenizer: the model's.
+        words: its tokens as words.
     """
     data = load_head(harvest, "train", EXPLAIN_TOKENS)
     sequences = load_sequences(corpus, "train")
     names, sources = load_sources(corpus, "train")
-    table = TokenTable.of(Words(tokenizer), data, sequences, sources)
+    table = TokenTable.of(words, data, sequences, sources)
     with progress("firings", len(table)) as advance:
         firings = Firings.collect(sae, data["residual"], advance)
     choose = table.sequence % 2 == 1
