@@ -32,6 +32,8 @@ class TrainConfig(Strict):
     dead_after_tokens: int = 200_000
     bias: Literal["mean", "geometric median"] = "mean"
     """Where the decoder's bias begins."""
+    directions: Literal["data", "random"] = "data"
+    """Where the decoder's directions begin; see :mod:`sae_runtime.build.beginning`."""
     nested_widths: list[int] = []  # noqa: RUF012 (pydantic copies it)
     """Matryoshka nesting (Bussmann et al. 2025): the first latents, so many of each, must reconstruct alone too."""
 
@@ -55,8 +57,8 @@ class ValidationConfig(Strict):
     """Width of the 95 % interval of its description's precision."""
     min_precision: float = 0.5
     """Lower end of that interval."""
-    min_cosine: float = 0.7
-    """To the nearest latent of a second training run with another seed."""
+    min_correlation: float = 0.7
+    """Of its activations with those of a latent of a second training run."""
     min_sensitivity: float = 0.5
     """Share of fresh texts made to fit the description on which it fires."""
     fresh_texts: int = 6

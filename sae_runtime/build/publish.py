@@ -172,6 +172,7 @@ def _add_features(session: Session, sae: SaeRow, built: Built, chosen: list[int]
                 promoted=item.promoted,
                 density=item.density,
                 max_activation=item.max_activation,
+                seed_correlation=checked.correlation,
                 seed_cosine=checked.cosine,
                 sensitivity=checked.sensitivity,
                 context_free=checked.context_free,

@@ -69,8 +69,8 @@ class FeatureRow(Base):
     """One SAE latent. ``index`` counts in the full dictionary; ``density`` is the share of tokens on which it fires.
 
     ``description`` is a sentence for people, ``predicate`` the same for machines (see ``build/predicates.py``),
-    ``promoted`` the tokens that its decoder direction makes more likely. ``seed_cosine``: to the nearest latent of a second
-    training run; ``sensitivity``: share of fresh texts made to fit the description that fire it; ``context_free``: the
+    ``promoted`` the tokens that its decoder direction makes more likely. ``seed_correlation``: of its
+    activations with those of its counterpart in a second training run, ``seed_cosine`` of their directions; ``sensitivity``: share of fresh texts made to fit the description that fire it; ``context_free``: the
     same for the description's words alone; ``sense_purity``: share of its activation on held-out contexts that lies in
     the sense it votes for, mean over the concepts that use it. Null where it was not measured.
     """
@@ -86,6 +86,7 @@ class FeatureRow(Base):
     promoted: Mapped[list[str]] = mapped_column(server_default="[]")
     density: Mapped[float]
     max_activation: Mapped[float]
+    seed_correlation: Mapped[float | None]
     seed_cosine: Mapped[float | None]
     sensitivity: Mapped[float | None]
     context_free: Mapped[float | None]

@@ -142,6 +142,7 @@ class FeatureDetail(BaseModel):
     promoted: list[str]
     density: float
     max_activation: float
+    seed_correlation: float | None
     seed_cosine: float | None
     sensitivity: float | None
     context_free: float | None

@@ -121,7 +121,7 @@ def write_config(path: Path, model: Path, corpus: Path, pack: Path) -> Path:
         },
         # An untrained model's features are hardly worth describing; let some pass.
         "validation": {
-            "min_samples": 5, "min_balanced_accuracy": 0.5, "max_interval": 1.0, "min_precision": 0.0, "min_cosine": 0.3,
+            "min_samples": 5, "min_balanced_accuracy": 0.5, "max_interval": 1.0, "min_precision": 0.0, "min_correlation": 0.3,
             "min_sensitivity": 0.0, "fresh_texts": 2, "epochs": 1,
         },
         "concepts": {"packs": [str(pack)], "max_features": 12, "catalogued_latents": CATALOGUED},

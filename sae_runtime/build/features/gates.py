@@ -15,8 +15,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from sae_runtime.build.config import ValidationConfig
 from sae_runtime.build.features.firings import Firings
@@ -25,7 +23,6 @@ from sae_runtime.build.features.scores import Scores
 from sae_runtime.build.features.tokens import TokenTable
 from sae_runtime.build.stages import Stage, write_text
 from sae_runtime.progress import progress
-from sae_runtime.sae import SAE
 
 _FILES = {False: "features.jsonl", True: "control.jsonl"}
 KEEPS = 0.05  # a description keeps its precision when the test split's differs by no more
@@ -39,7 +36,8 @@ class Validation:
         index: latent.
         scores: on the validation split.
         test: on the test split.
-        cosine: to the nearest latent of the second run; 0 when there is none.
+        correlation: of its activations with those of its counterpart in the second run; 0 when there is none.
+        cosine: of its decoder direction with its counterpart's.
         sensitivity: share of fresh texts that fire it; None when it was not tried (other gates had failed already).
         family: of its description, empty when it has none.
         chance: share of random word lists that belong together as well as the description's; None when it names no two.
@@ -52,6 +50,7 @@ class Validation:
     test: Scores = field(default_factory=Scores)
     family: str = ""
     chance: float | None = None
+    correlation: float = 0.0
     cosine: float = 0.0
     sensitivity: float | None = None
     context_free: float | None = None
@@ -96,13 +95,6 @@ def _score(predicate: Predicate, split: Split, index: int) -> Scores:
     return Scores.of(predicate.holds(split.table), rows, split.table)
 
 
-def stability(sae: SAE, again: SAE) -> NDArray[np.float32]:
-    """Cosine of each decoder direction with its nearest in the other dictionary, float32 ``[d_sae]``."""
-    mine = torch.nn.functional.normalize(sae.weights["W_dec"].float(), dim=1)
-    other = torch.nn.functional.normalize(again.weights["W_dec"].float(), dim=1)
-    return torch.cat([(part @ other.T).max(1).values for part in mine.split(1024)]).numpy()
-
-
 Gate = tuple[str, str, Callable[[Validation], bool]]
 
 
@@ -130,8 +122,8 @@ def gates(config: ValidationConfig) -> list[Gate]:
         ),
         (
             "seed stability",
-            f"a second training run has a latent with a cosine of at least {config.min_cosine}",
-            lambda v: v.cosine >= config.min_cosine,
+            f"a second training run has a latent whose activations correlate at least {config.min_correlation}",
+            lambda v: v.correlation >= config.min_correlation,
         ),
         (
             "sensitivity",

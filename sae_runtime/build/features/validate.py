@@ -11,9 +11,10 @@ from sae_runtime.build.config import ValidationConfig
 from sae_runtime.build.corpus import load_sequences, load_sources
 from sae_runtime.build.features.firings import Firings
 from sae_runtime.build.features.fresh import carriers, run_trials, trials
-from sae_runtime.build.features.gates import Split, Validation, gates, judge, score, stability, summary
+from sae_runtime.build.features.gates import Split, Validation, gates, judge, score, summary
 from sae_runtime.build.features.predicates import Predicate
 from sae_runtime.build.features.relatedness import Relatedness
+from sae_runtime.build.features.stability import cosines, counterparts
 from sae_runtime.build.features.tokens import TokenTable, Words
 from sae_runtime.build.harvest import Engine, load_residual
 from sae_runtime.build.stages import Stage
@@ -50,8 +51,7 @@ def validate(
     if candidate.again is None:
         rules = [rule for rule in rules if rule[0] != "seed stability"]
     else:
-        for result, cosine in zip(results, stability(candidate.sae, candidate.again), strict=True):
-            result.cosine = round(float(cosine), 4)
+        _compare(results, candidate, splits["validation"].firings)
     others = [rule for rule in rules if rule[0] != "sensitivity"]
     judge(results, others)
     related = Relatedness(words, load_sequences(corpus, "train"), seed)
@@ -69,6 +69,19 @@ def _split(candidate: Candidate, corpus: Stage, words: Words, name: str) -> Spli
     table = TokenTable.of(words, data, load_sequences(corpus, name), load_sources(corpus, name)[1])
     with progress(f"firings, {name}", len(table)) as advance:
         return Split(table, Firings.collect(candidate.sae, data["residual"], advance))
+
+
+def _compare(results: list[Validation], candidate: Candidate, firings: Firings) -> None:
+    """Note how each latent compares with its counterpart in the second training run."""
+    assert candidate.again is not None  # noqa: S101 (the caller asked)
+    residual = load_residual(candidate.harvest, "validation")["residual"]
+    with progress("firings, second run", len(residual)) as advance:
+        others = Firings.collect(candidate.again, residual, advance)
+    index, correlation = counterparts(firings, others)
+    cosine = cosines(candidate.sae, candidate.again, index)
+    for result in results:
+        result.correlation = round(float(correlation[result.index]), 4)
+        result.cosine = round(float(cosine[result.index]), 4)
 
 
 def _try_fresh_texts(

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_runtime.build.config import ValidationConfig
+from sae_runtime.build.features.firings import Firings
 from sae_runtime.build.features.fresh import carriers, run_trials, trials
-from sae_runtime.build.features.gates import Validation, gates, judge, stability, summary
+from sae_runtime.build.features.gates import Validation, gates, judge, summary
 from sae_runtime.build.features.predicates import (
     Bucket,
     Finder,
@@ -25,6 +26,7 @@ from sae_runtime.build.features.predicates import (
 )
 from sae_runtime.build.features.relatedness import Relatedness
 from sae_runtime.build.features.scores import Scores, hard_negatives, wilson
+from sae_runtime.build.features.stability import cosines, counterparts
 from sae_runtime.build.features.tokens import PLACES, WINDOW, TokenTable, Words
 from sae_runtime.sae import JumpReLUSAE
 
@@ -125,7 +127,7 @@ def test_noise_is_not_described_as_if_it_were_a_rule() -> None:
     found = FINDER.best(np.sort(fired[0]), np.sort(fired[1]))
     scores = Scores.of(found.holds(UNSEEN), np.sort(fired[2]), UNSEEN) if found else Scores()
     assert scores.precision_low < 0.2
-    judge([result := Validation(0, scores, cosine=1.0, sensitivity=1.0)], gates(ValidationConfig()))
+    judge([result := Validation(0, scores, correlation=1.0, sensitivity=1.0)], gates(ValidationConfig()))
     assert not result.passed
 
 
@@ -199,19 +201,30 @@ def test_fresh_texts_tell_a_word_from_a_word_in_context() -> None:
     assert items == [*trials(0, lexical, WORDS, beginnings, 4, 0), *trials(1, contextual, WORDS, beginnings, 4, 0)]
 
 
-def test_stability_finds_the_same_directions_in_another_order() -> None:
-    directions = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
-    other = torch.cat([directions[[3, 1, 0]] * 2.5, torch.randn(4, 16, generator=torch.Generator().manual_seed(1))])
+def test_counterparts_are_found_by_what_latents_do() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 16, generator=generator)
+    directions = torch.randn(7, 16, generator=generator)
 
-    def sae(decoder: torch.Tensor) -> JumpReLUSAE:
+    def sae(decoder: torch.Tensor, bias: float = 0.0) -> JumpReLUSAE:
         zeros = torch.zeros(len(decoder))
-        return JumpReLUSAE(
-            {"W_enc": decoder.T, "W_dec": decoder, "b_enc": zeros, "b_dec": torch.zeros(16), "threshold": zeros}
-        )
+        weights = {"W_enc": decoder.T, "W_dec": decoder, "b_enc": zeros + bias, "b_dec": torch.zeros(16)}
+        return JumpReLUSAE({**weights, "threshold": zeros})
 
-    cosines = stability(sae(directions), sae(other))
-    assert cosines[[0, 1, 3]] == pytest.approx(1.0, abs=1e-5)
-    assert (cosines[[2, 4, 5]] < 0.8).all()
+    other = torch.cat([directions[[3, 1, 0]] * 2.5, torch.randn(4, 16, generator=generator)])
+    mine, again = sae(directions), sae(other)
+    mine.weights["b_enc"][6] = -1e6  # never fires
+    firings = [Firings.collect(one, x, lambda rows: None) for one in (mine, again)]
+    index, correlation = counterparts(*firings)
+    assert index[[0, 1, 3]].tolist() == [2, 1, 0]
+    assert correlation[[0, 1, 3]] == pytest.approx(1.0, abs=1e-4)
+    assert (np.abs(correlation[[2, 4, 5]]) < 0.9).all()
+    assert (index[6], correlation[6]) == (0, 0)
+    dense = [one.encode(x).numpy() for one in (mine, again)]
+    for latent in range(6):
+        expected = [np.corrcoef(dense[0][:, latent], column)[0, 1] for column in dense[1].T]
+        assert correlation[latent] == pytest.approx(max(expected), abs=1e-4)
+    assert cosines(mine, again, index)[[0, 1, 3]] == pytest.approx(1.0, abs=1e-5)
 
 
 def test_a_feature_passes_when_it_passes_every_gate_and_shares_are_of_live_ones() -> None:
@@ -220,10 +233,10 @@ def test_a_feature_passes_when_it_passes_every_gate_and_shares_are_of_live_ones(
         balanced_accuracy=0.88,
     )  # fmt: skip
     results = [
-        Validation(0, good, good, cosine=0.9, sensitivity=1.0),
-        Validation(1, good, good, cosine=0.3, sensitivity=1.0),
-        Validation(2, good, good, cosine=0.9, sensitivity=None),
-        Validation(3, Scores(), Scores(), cosine=0.9),
+        Validation(0, good, good, correlation=0.9, sensitivity=1.0),
+        Validation(1, good, good, correlation=0.3, sensitivity=1.0),
+        Validation(2, good, good, correlation=0.9, sensitivity=None),
+        Validation(3, Scores(), Scores(), correlation=0.9),
     ]
     rules = gates(ValidationConfig())
     judge(results, rules)

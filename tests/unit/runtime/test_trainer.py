@@ -99,13 +99,13 @@ def test_auxiliary_gradients_equal_automatic_differentiation() -> None:
     trainer = varied(Trainer(config(auxiliary_k=4), sparse_data(64), seed=0))
     trainer.b_enc += 3.0  # all pre-activations of dead latents are positive: the case in which they can learn
     x = batch(trainer)
-    dead, rows, pre = torch.arange(0, 48, 5), 16, pre_activations(trainer, x)
+    dead, rows = torch.arange(0, 48, 5), 16
     error = torch.randn(64, 16, generator=torch.Generator().manual_seed(3))
     found = [torch.zeros_like(parameter) for parameter in trainer.parameters]
-    trainer._add_auxiliary(found, dead, Forward(pre, x - trainer.b_dec, error, 1.0))
+    trainer._add_auxiliary(found, dead, Forward(x - trainer.b_dec, error, 1.0))
 
     w_enc, w_dec, b_enc, _ = parameters = leaves(trainer)
-    top = pre[:rows, dead].topk(4, dim=1)
+    top = pre_activations(trainer, x)[:rows, dead].topk(4, dim=1)
     assert top.values.min() > 0
     kept = torch.zeros(rows, 48).scatter_(1, dead[top.indices], 1.0)
     features = ((x - trainer.b_dec)[:rows] @ w_enc.T + b_enc).relu() * kept
@@ -133,17 +133,21 @@ def test_a_nested_dictionary_reconstructs_with_its_head_alone() -> None:
     assert heads[(24,)] < 0.8 * heads[()]
 
 
-@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 6))
-def test_selection_keeps_the_largest_positive_entries_over_many_steps(seed: int, k: int, size: int) -> None:
+@pytest.mark.parametrize("search", [torch.float32, torch.bfloat16])
+@given(seed=st.integers(0, 10**6), k=st.integers(1, 5), size=st.integers(1, 6))
+def test_selection_keeps_the_largest_positive_entries_over_many_steps(
+    search: torch.dtype, seed: int, k: int, size: int
+) -> None:
     trainer = Trainer(config(k=k, batch_tokens=size, width=8), sparse_data(32, d_in=4), seed=0)
+    trainer.search_dtype = search
     generator = torch.Generator().manual_seed(seed)
     for step in range(4):  # the threshold of one step narrows the search of the next, also when values shrink
-        pre = torch.randn(size, 8, generator=generator).relu() * (10.0 if step == 1 else 1.0)
-        (active,) = trainer._batch_top_k(pre)
-        values = active.matrix.to_dense()
+        centred = torch.randn(size, 4, generator=generator) * (10.0 if step == 1 else 1.0)
+        (active,) = trainer._batch_top_k(centred)
+        values, pre = active.matrix.to_dense(), pre_activations(trainer, centred + trainer.b_dec)
         wanted = pre.flatten().topk(min(k * size, pre.numel())).values
-        assert torch.equal(values[values > 0].sort().values, wanted[wanted > 0].sort().values)
-        assert torch.equal(values[values > 0], pre[values > 0])
+        torch.testing.assert_close(values[values > 0].sort().values, wanted[wanted > 0].sort().values)
+        torch.testing.assert_close(values[values > 0], pre[values > 0])
 
 
 @pytest.fixture(scope="module")
