@@ -2,50 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig, RunnableSerializable
+from langchain_core.runnables.utils import ConfigurableFieldSpec
 from pydantic import ConfigDict, Field, PrivateAttr
 
-from middleware.inputs import last_user, to_chat, to_messages
+from middleware.events import adispatch, dispatch, payload
+from middleware.jobs import Job, by_source, fail, settle
 from middleware.placement import place_notes
 from middleware.policy import FailurePolicy, Stats
-from middleware.sources import CatalogSource, InspectionSource, ServerSource
-from middleware.types import Annotated, Placement
+from middleware.scope import CALL_OPTIONS
+from middleware.sources import CatalogSource, InspectionRequest, InspectionSource, ServerSource
+from middleware.types import Annotated, Placement, Scope
 from sae_runtime.detector.results import Reading
-from sae_runtime.engines.chat import ChatMessage
-from sae_runtime.errors import InputError
+from sae_runtime.glossary import Glossary
 from sae_runtime.models import DEFAULT_MODEL
 
+AnnotatorInput = LanguageModelInput | Mapping[str, Any]
 
-class SAEAnnotator(RunnableSerializable[LanguageModelInput, list[BaseMessage]]):
+
+class SAEAnnotator(RunnableSerializable[AnnotatorInput, list[BaseMessage]]):
     """Reads the prompt inside the model and adds short notes where it is misread.
 
     It takes what a chat model takes and returns messages, so it stands between a prompt and a model::
 
         chain = prompt | SAEAnnotator.from_catalog() | model
 
-    The last user message is read. Nothing but the notes is added, the input is never changed, and when nothing is
-    flagged the very same messages come out. If the reading fails or is late, the untouched messages go on
-    (``on_error="pass"``); :attr:`stats` counts it and the ``sensecheck`` logger says so.
+    Nothing but the notes is added, the input is never changed, and when nothing is flagged the very same messages come
+    out. If the reading fails or is late, the untouched messages go on (``on_error="pass"``); :attr:`stats` counts it, the
+    event ``sensecheck.reading`` and the ``sensecheck`` logger say so. Immutable, safe to share between threads, and
+    picklable when its source is.
+
+    For one call, ``config={"configurable": {...}}`` replaces ``domain``, ``glossary``, ``only``, ``without`` and ``source``
+    under the names in :data:`middleware.scope.CALL_OPTIONS`.
 
     Attributes:
         source: where readings come from; see :meth:`from_catalog` and :meth:`from_url`.
+        sources: further sources by name, for tenants with catalogs of their own; a call chooses one.
         placement: where notes go.
+        read: which messages are read: ``"last"`` user message, ``"all"`` user messages, or those that a function chooses.
         domain: the deployer's declared domain, such as ``"finance"``; its senses count as intended.
-        deadline: seconds that a reading may take.
+        glossary: the deployer's own terms; see :class:`~sae_runtime.glossary.Glossary`.
+        only: slugs of the concepts that may be flagged; None: all.
+        without: slugs of concepts that are never flagged.
+        observe: read and report, but add nothing.
+        messages_key: where an input that is a dict holds its messages.
+        deadline: seconds that a reading may take at most.
+        grace: seconds that it may take beyond what the model itself has needed for such prompts; None: as long as
+            ``deadline`` allows. It holds as soon as a few readings have shown how fast the model is.
         on_error: ``"pass"`` sends the untouched prompt on, ``"raise"`` raises the error.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, frozen=True)
 
     source: InspectionSource = Field(exclude=True, repr=False)
+    sources: Mapping[str, InspectionSource] = Field(default={}, exclude=True, repr=False)
     placement: Placement = "after"
+    read: Scope = "last"
     domain: str | None = None
+    glossary: Glossary | None = Field(default=None, repr=False)
+    only: frozenset[str] | None = None
+    without: frozenset[str] = frozenset()
+    observe: bool = False
+    messages_key: str = "messages"
     deadline: float = Field(default=5.0, gt=0)
+    grace: float | None = Field(default=0.3, ge=0)
     on_error: Literal["pass", "raise"] = "pass"
 
     _policy: FailurePolicy = PrivateAttr(default_factory=FailurePolicy)
@@ -85,64 +111,162 @@ class SAEAnnotator(RunnableSerializable[LanguageModelInput, list[BaseMessage]]):
         """Counters of readings, flags and bypasses."""
         return self._policy.stats
 
-    def invoke(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> list[BaseMessage]:
+    @property
+    def config_specs(self) -> list[ConfigurableFieldSpec]:
+        """What a call's ``configurable`` may hold."""
+        return CALL_OPTIONS
+
+    def invoke(self, input: AnnotatorInput, config: RunnableConfig | None = None, **kwargs: Any) -> list[BaseMessage]:
         """Messages to send to the model."""
-        return self._call_with_config(lambda value: self.annotate(value).messages, input, config)
+
+        def run(value: AnnotatorInput, config: RunnableConfig) -> list[BaseMessage]:
+            return self.annotate(value, config).messages
+
+        return self._call_with_config(run, input, config)
 
     async def ainvoke(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+        self, input: AnnotatorInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> list[BaseMessage]:
         """Like :meth:`invoke`, without blocking the event loop."""
 
-        async def run(value: LanguageModelInput) -> list[BaseMessage]:
-            return (await self.aannotate(value)).messages
+        async def run(value: AnnotatorInput, config: RunnableConfig) -> list[BaseMessage]:
+            return (await self.aannotate(value, config)).messages
 
         return await self._acall_with_config(run, input, config)
 
-    def annotate(self, input: LanguageModelInput) -> Annotated:
+    def batch(
+        self,
+        inputs: list[AnnotatorInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[list[BaseMessage]]:
+        """Messages of several prompts, which are read together; at most ``max_concurrency`` at once."""
+
+        def run(values: list[AnnotatorInput], config: list[RunnableConfig]) -> list[Exception | list[BaseMessage]]:
+            return [_messages(found) for found in self._annotate_batch(values, config)]
+
+        return self._batch_with_config(run, inputs, config, return_exceptions=return_exceptions)
+
+    async def abatch(
+        self,
+        inputs: list[AnnotatorInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[list[BaseMessage]]:
+        """Like :meth:`batch`, without blocking the event loop."""
+
+        async def run(
+            values: list[AnnotatorInput], config: list[RunnableConfig]
+        ) -> list[Exception | list[BaseMessage]]:
+            return [_messages(found) for found in await self._aannotate_batch(values, config)]
+
+        return await self._abatch_with_config(run, inputs, config, return_exceptions=return_exceptions)
+
+    def annotate(self, input: AnnotatorInput, config: RunnableConfig | None = None) -> Annotated:
         """The messages together with the reading and the notes, for programs that show them.
 
         Raises:
             InputError: the input is nothing that a chat model takes (whatever ``on_error`` says).
             SensecheckError: the reading failed and ``on_error`` is ``"raise"``.
         """
-        messages = to_messages(input)
-        try:
-            request = self._request(messages)
-            with self._policy.guard():
-                reading = self.source.inspect(**request)
-            return self._annotated(messages, reading)
-        except Exception as error:
-            return self._bypass(messages, error)
+        (found,) = self._annotate_batch([input], [config or {}])
+        if isinstance(found, Exception):
+            raise found
+        return found
 
-    async def aannotate(self, input: LanguageModelInput) -> Annotated:
+    async def aannotate(self, input: AnnotatorInput, config: RunnableConfig | None = None) -> Annotated:
         """Like :meth:`annotate`, without blocking the event loop."""
-        messages = to_messages(input)
-        try:
-            request = self._request(messages)
-            with self._policy.guard():
-                reading = await self.source.ainspect(**request)
-            return self._annotated(messages, reading)
-        except Exception as error:
-            return self._bypass(messages, error)
+        (found,) = await self._aannotate_batch([input], [config or {}])
+        if isinstance(found, Exception):
+            raise found
+        return found
 
-    def _request(self, messages: list[BaseMessage]) -> dict[str, Any]:
-        index = last_user(messages)
-        if index is None:
-            raise InputError("There is no user text to read.", "End the conversation with a user message.")
-        # Later messages (an assistant's prefix, tool results) stay in: they are part of what the model sees.
-        chat: list[ChatMessage] = to_chat(messages)
-        return {"messages": chat, "domain": self.domain, "read": [index], "deadline": self.deadline}
+    def prepare(self, timeout: float = 120.0) -> None:
+        """Have the glossary compiled now, so that no prompt waits for it.
 
-    def _annotated(self, messages: list[BaseMessage], reading: Reading) -> Annotated:
-        placed = place_notes(messages, reading.misreads, self.placement)
-        self._policy.count_reading(flagged=bool(reading.misreads))
-        return Annotated(placed, [misread.note for misread in reading.misreads], reading, None)
+        Raises:
+            SensecheckError: it could not be compiled, or not in ``timeout`` seconds.
+        """
+        if self.glossary:
+            self.source.inspect(self._first_request(), deadline=timeout)
 
-    def _bypass(self, messages: list[BaseMessage], error: Exception) -> Annotated:
-        reason = self._policy.count_bypass(error)
-        if self.on_error == "raise":
-            raise error
-        return Annotated(messages, [], None, reason)
+    async def aprepare(self, timeout: float = 120.0) -> None:
+        """Like :meth:`prepare`, without blocking the event loop."""
+        if self.glossary:
+            await self.source.ainspect(self._first_request(), deadline=timeout)
+
+    def _first_request(self) -> InspectionRequest:
+        return InspectionRequest([{"role": "user", "content": "Hello."}], [0], glossary=self.glossary)
+
+    def _annotate_batch(
+        self, values: Sequence[AnnotatorInput], configs: Sequence[RunnableConfig]
+    ) -> list[Annotated | Exception]:
+        jobs = [Job.of(self, value, config) for value, config in zip(values, configs, strict=True)]
+        for some in by_source(jobs):
+            requests, deadline = [job.request for job in some], self._deadline(some)
+            source, limit = some[0].source, configs[0].get("max_concurrency")
+            try:
+                with self._policy.guard():
+                    if len(some) == 1:
+                        some[0].outcome = source.inspect(requests[0], deadline=deadline)
+                    else:
+                        settle(some, source.inspect_batch(requests, deadline=deadline, limit=limit))
+            except Exception as error:
+                fail(some, error)
+        results = [self._result(job) for job in jobs]
+        for job, config in zip(jobs, configs, strict=True):
+            if job.result and config.get("callbacks"):
+                dispatch(payload(job.result, annotated=not self.observe), config)
+        return results
+
+    async def _aannotate_batch(
+        self, values: Sequence[AnnotatorInput], configs: Sequence[RunnableConfig]
+    ) -> list[Annotated | Exception]:
+        jobs = [Job.of(self, value, config) for value, config in zip(values, configs, strict=True)]
+        for some in by_source(jobs):
+            requests, deadline = [job.request for job in some], self._deadline(some)
+            source, limit = some[0].source, configs[0].get("max_concurrency")
+            try:
+                with self._policy.guard():
+                    if len(some) == 1:
+                        some[0].outcome = await source.ainspect(requests[0], deadline=deadline)
+                    else:
+                        settle(some, await source.ainspect_batch(requests, deadline=deadline, limit=limit))
+            except Exception as error:
+                fail(some, error)
+        results = [self._result(job) for job in jobs]
+        for job, config in zip(jobs, configs, strict=True):
+            if job.result and config.get("callbacks"):
+                await adispatch(payload(job.result, annotated=not self.observe), config)
+        return results
+
+    def _deadline(self, jobs: Sequence[Job]) -> float:
+        return self._policy.deadline((job.request.characters for job in jobs), self.deadline, self.grace)
+
+    def _result(self, job: Job) -> Annotated | Exception:
+        """What a job ends with; its result is kept for the event also where an error is raised."""
+        if job.unreadable:
+            return job.unreadable
+        error = job.outcome
+        if isinstance(error, Reading):
+            try:
+                job.result = self._annotated(job, error)
+                return job.result
+            except Exception as problem:  # a reading that does not fit the prompt
+                error = problem
+        job.result = Annotated(job.messages, [], None, self._policy.count_bypass(error))
+        return error if self.on_error == "raise" else job.result
+
+    def _annotated(self, job: Job, reading: Reading) -> Annotated:
+        placed = place_notes(job.messages, reading.misreads, self.placement)
+        self._policy.count_reading(reading, job.request.characters)
+        notes = [misread.note for misread in reading.misreads]
+        return Annotated(job.messages if self.observe else placed, notes, reading, None)
+
+
+def _messages(found: Annotated | Exception) -> Exception | list[BaseMessage]:
+    return found if isinstance(found, Exception) else found.messages

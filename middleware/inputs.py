@@ -23,16 +23,16 @@ _ROLES = {
 }
 
 
-def to_messages(value: Any) -> list[BaseMessage]:
+def to_messages(value: Any, key: str = "messages") -> list[BaseMessage]:
     """Messages of any chat model input: string, PromptValue, message, or sequence of messages, tuples and dicts.
 
-    A dict with the key ``messages`` stands for that key's value. Messages are passed on as they are, never copied.
+    A dict that has ``key`` stands for that key's value. Messages are passed on as they are, never copied.
 
     Raises:
         InputError: the value is none of these.
     """
-    if isinstance(value, Mapping) and "messages" in value:
-        value = value["messages"]
+    if isinstance(value, Mapping) and key in value:
+        value = value[key]
     if isinstance(value, str):
         return StringPromptValue(text=value).to_messages()
     if isinstance(value, PromptValue):
@@ -46,7 +46,7 @@ def to_messages(value: Any) -> list[BaseMessage]:
             raise InputError(f"These messages cannot be read: {error}", "Pass what a chat model takes.") from error
     raise InputError(
         f"A value of type {type(value).__name__} is no chat model input.",
-        "Pass a string, a PromptValue, messages, or a dict with the key 'messages'.",
+        f"Pass a string, a PromptValue, messages, or a dict with the key '{key}'.",
     )
 
 
@@ -84,10 +84,15 @@ def to_chat(messages: Sequence[BaseMessage]) -> list[ChatMessage]:
     return [{"role": _role(message), "content": plain_text(message)} for message in messages]
 
 
+def is_user(message: BaseMessage) -> bool:
+    """Whether a user wrote it."""
+    return _role(message) == "user"
+
+
 def last_user(messages: Sequence[BaseMessage]) -> int | None:
     """Index of the last user message, or None when there is none or it has no text."""
     for index in range(len(messages) - 1, -1, -1):
-        if _role(messages[index]) == "user":
+        if is_user(messages[index]):
             return index if plain_text(messages[index]).strip() else None
     return None
 

@@ -1,23 +1,28 @@
-"""The failure policy: one deadline, a circuit breaker, and counters that make every bypass visible."""
+"""The failure policy: a deadline, a circuit breaker, and counters that make every bypass visible."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from purgatory import SyncCircuitBreakerFactory
 from purgatory.domain.model import OpenedState
 
+from middleware.metrics import METRICS
+from sae_runtime.detector import Reading
 from sae_runtime.errors import CircuitOpenError, InputError, InspectionTimeout, SensecheckError
 
 logger = logging.getLogger("sensecheck")
 
 BREAKER_FAILURES = 5
 BREAKER_SECONDS = 30.0
+_PREFILLS = 32  # readings that say how long the model takes to compute a prompt
+_ENOUGH = 3  # of them, before which the ceiling alone holds
 
 
 @dataclass
@@ -30,14 +35,21 @@ class Stats:
 
 
 class FailurePolicy:
-    """Guards inspections: after five failures in a row none is tried for 30 s. Safe to share between threads."""
+    """Guards inspections: after five failures in a row none is tried for 30 s. Safe to share between threads.
+
+    A copy or a pickle of it begins with a closed circuit and counters at zero.
+    """
 
     def __init__(self) -> None:
         # Bad input is the caller's fault, a cancelled call the client's; neither tells of the source's health.
         cancelled = (BaseException, lambda error: not isinstance(error, Exception))
         self._breakers = SyncCircuitBreakerFactory(BREAKER_FAILURES, BREAKER_SECONDS, exclude=[InputError, cancelled])
         self._lock = threading.Lock()
+        self._prefills: deque[tuple[int, float]] = deque(maxlen=_PREFILLS)
         self.stats = Stats()
+
+    def __reduce__(self) -> Any:
+        return FailurePolicy, ()
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -64,11 +76,27 @@ class FailurePolicy:
         with self._lock:
             breaker.__exit__(None, None, None)
 
-    def count_reading(self, *, flagged: bool) -> None:
+    def deadline(self, characters: Iterable[int], ceiling: float, grace: float | None) -> float:
+        """Seconds that a reading may take: the model's own time for such prompts, and ``grace`` beyond.
+
+        The model's time is that of the slowest of the last readings, in proportion for more text than any of them had. The
+        ceiling holds at any time; alone when ``grace`` is None, and until a few readings have shown how fast the model is.
+        """
+        with self._lock:
+            if grace is None or len(self._prefills) < _ENOUGH:
+                return ceiling
+            longest = max(1, max(size for size, _ in self._prefills))
+            slowest = max(seconds for _, seconds in self._prefills)
+        return min(ceiling, grace + slowest * max(1.0, sum(characters) / longest))
+
+    def count_reading(self, reading: Reading, characters: int) -> None:
         """Count a reading that succeeded."""
         with self._lock:
             self.stats.inspected += 1
-            self.stats.flagged += flagged
+            self.stats.flagged += bool(reading.misreads)
+            if "features" in reading.timings_ms and reading.mentions:  # without a mention the model was not asked
+                self._prefills.append((characters, reading.timings_ms["features"] / 1e3))
+        METRICS.count_reading(reading)
 
     def count_bypass(self, error: Exception) -> str:
         """Count and log a bypass; returns its reason."""
@@ -80,5 +108,6 @@ class FailurePolicy:
             reason = type(error).__name__
         with self._lock:
             self.stats.bypassed[reason] += 1
+        METRICS.count_bypass(reason)
         logger.warning("inspection bypassed (%s): %s", reason, error if isinstance(error, SensecheckError) else reason)
         return reason

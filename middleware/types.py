@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,9 @@ from sae_runtime.detector.results import Reading
 Placement = Literal["after", "inline", "system"]
 """Where notes go: behind the last user text, behind each misread mention, or in the system message."""
 
+Scope = Literal["last", "all"] | Callable[[BaseMessage], bool]
+"""Which messages are read: the last user message, all user messages, or those that a predicate chooses."""
+
 
 @dataclass(frozen=True)
 class Annotated:
@@ -19,7 +23,7 @@ class Annotated:
 
     Attributes:
         messages: the messages to send to the model.
-        notes: the notes that were added, in order of their mentions.
+        notes: the notes of the misreads, in order of their mentions; added unless the annotator only observes.
         reading: what was read; None when the inspection was bypassed.
         bypass: why the inspection was bypassed (``"timeout"``, ``"circuit open"``, an error's class name), else None.
     """

@@ -14,6 +14,7 @@
     │   └── FingerprintError    it belongs to another model, tokenizer, template, layer or SAE
     ├── EngineError             activations could not be captured
     ├── ServerError             the model server cannot start, answer or be reached
+    │   └── UnavailableError    it is busy, restarting, or dropped the connection: asking again may help
     ├── InspectionTimeout       the reading missed its deadline
     └── CircuitOpenError        readings failed repeatedly and are suspended for a while
 
@@ -84,8 +85,17 @@ class ServerError(SensecheckError):
     """The model server cannot start, answer or be reached."""
 
 
+class UnavailableError(ServerError):
+    """The server is busy, restarting, or dropped the connection: asking again may help."""
+
+
 class InspectionTimeout(SensecheckError):
     """The reading missed its deadline."""
+
+    @classmethod
+    def after(cls, deadline: float) -> InspectionTimeout:
+        """The error for a deadline of so many seconds."""
+        return cls(f"The reading took longer than {deadline:.3g} s.", "Raise `deadline`, or shorten the prompt.")
 
 
 class CircuitOpenError(SensecheckError):

@@ -53,7 +53,7 @@ class ValidationConfig(Strict):
     """Tokens of the validation split on which it fires, and on which its description says so."""
     min_balanced_accuracy: float = 0.7
     """Of its description, against hard negatives."""
-    max_interval: float = 0.1
+    max_interval: float = 0.06
     """Width of the 95 % interval of its description's precision."""
     min_precision: float = 0.5
     """Lower end of that interval."""

@@ -28,6 +28,7 @@ from sae_runtime.build.plan import STEPS, BuildPlan
 from sae_runtime.build.publish import Built, check_target, publish
 from sae_runtime.build.signatures import Signature, fit_signature
 from sae_runtime.build.stages import Stage
+from sae_runtime.build.status import free_bytes, needed_bytes
 from sae_runtime.build.train import load_trained, run_train
 from sae_runtime.engines.dtype import compute_dtype
 from sae_runtime.engines.transformers import TransformersEngine
@@ -54,7 +55,8 @@ def run_build(
         writer: a language model that writes the catalogued features' sentences; None: a template does.
 
     Raises:
-        InputError: the corpus is absent, there is no such stage, or another build of the model is running.
+        InputError: the corpus is absent, there is no such stage, another build of the model is running, or the disk is
+            too small.
     """
     for stage in (start or until, until):
         if stage not in STAGES:
@@ -66,9 +68,26 @@ def run_build(
             plan = BuildPlan.of(config)
             target = (out or artefacts_for(plan.model.name)).resolve()
             check_target(target)
-            return _Build(plan, writer).run(start, until, target)
+            build = _Build(plan, writer)
+            if start:
+                build.forget(start)
+            _check_room(plan, until)
+            return build.run(until, target)
     except Timeout as error:
         raise InputError(f"Another build of {config.model} is running.", "Wait for it, or stop it.") from error
+
+
+def _check_room(plan: BuildPlan, until: str) -> None:
+    """Say what the build will write, and refuse to begin what the disk cannot hold."""
+    needed, free = needed_bytes(plan, until), free_bytes()
+    if not needed:
+        return
+    console.print(f"About {needed / 1e9:.2f} GB will be written to {builds_dir()}; {free / 1e9:.1f} GB are free.")
+    if needed > free:
+        raise InputError(
+            f"The build needs {needed / 1e9:.2f} GB, the disk of {builds_dir()} has {free / 1e9:.2f} GB.",
+            "Delete old builds (`sensecheck build status` lists them), or move the cache with SENSECHECK_HOME.",
+        )
 
 
 class _Build:
@@ -80,12 +99,14 @@ class _Build:
         self._steps = plan.steps
         self._writer = writer
 
-    def run(self, start: str | None, until: str, target: Path) -> dict[str, Any] | None:
+    def forget(self, start: str) -> None:
+        """Delete what stage ``start`` and those after it have left."""
+        for stage in STAGES[STAGES.index(start) :]:
+            for step in self._plan.of_stage(stage):
+                step.forget()
+
+    def run(self, until: str, target: Path) -> dict[str, Any] | None:
         """See :func:`run_build`."""
-        if start:
-            for stage in STAGES[STAGES.index(start) :]:
-                for step in self._plan.of_stage(stage):
-                    step.forget()
         runners: dict[str, Callable[[Stage], Any]] = {
             "corpus": lambda stage: fill_corpus(stage, self._config, self._plan.encoder),
             "harvest": lambda stage: self._harvest(stage, None),

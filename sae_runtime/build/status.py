@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from sae_runtime.build.config import STAGES
 from sae_runtime.build.harvest import disk_estimate
 from sae_runtime.build.plan import STEPS, BuildPlan
 from sae_runtime.build.stages import Stage
@@ -53,6 +54,12 @@ def free_bytes() -> int:
     folder = builds_dir()
     folder.mkdir(parents=True, exist_ok=True)
     return shutil.disk_usage(folder).free
+
+
+def needed_bytes(plan: BuildPlan, until: str = STAGES[-1]) -> int:
+    """What the unfinished steps up to stage ``until`` are expected to write."""
+    ahead = STAGES[: STAGES.index(until) + 1]
+    return sum(step.bytes or 0 for step in planned(plan) if step.state != "done" and step.stage in ahead)
 
 
 def kept() -> list[KeptStep]:

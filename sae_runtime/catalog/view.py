@@ -49,7 +49,10 @@ class Sense:
 
 @dataclass(frozen=True)
 class Concept:
-    """A concept and its calibrated thresholds; see :class:`sae_runtime.catalog.tables.ConceptRow`."""
+    """A concept and its calibrated thresholds; see :class:`sae_runtime.catalog.tables.ConceptRow`.
+
+    ``declared``: the sense that the deployer's glossary says is meant; None for concepts of the catalog.
+    """
 
     slug: str
     pack: str
@@ -60,6 +63,7 @@ class Concept:
     read_below: float
     intended_above: float
     senses: tuple[Sense, ...]
+    declared: str | None = None
 
 
 @dataclass(frozen=True)

@@ -34,10 +34,11 @@ def intended_senses(
     """Probability of each sense by the text around the mention and the deployer's ``domain``.
 
     A sense's score is the sum of its cue weights over the distinct stems of the text, plus :data:`DOMAIN_LOGIT` when
-    the domain is one of its own; softmax over the senses. Without any evidence all senses are equally likely.
+    the domain is one of its own, or when the deployer's glossary declares the sense; softmax over the senses. Without any
+    evidence all senses are equally likely.
 
     Returns:
-        Probabilities by sense, and the evidence by sense: words in order of weight, the domain first.
+        Probabilities by sense, and the evidence by sense: words in order of weight, domain or glossary first.
     """
     words = context_stems(text, start, end)
     scores: list[float] = []
@@ -49,6 +50,9 @@ def intended_senses(
         if domain is not None and domain.lower() in sense.domains:
             score += DOMAIN_LOGIT
             reasons.insert(0, f"domain: {domain.lower()}")
+        if sense.slug == concept.declared:
+            score += DOMAIN_LOGIT
+            reasons.insert(0, "glossary")
         scores.append(score)
         evidence[sense.slug] = reasons
     return dict(zip(evidence, softmax(scores), strict=True)), evidence

@@ -6,15 +6,15 @@ supplies those (or none, when nothing is mentioned), and :meth:`Detector.reading
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.catalog.view import CatalogView, Concept
 from sae_runtime.detector.context import intended_senses, softmax
-from sae_runtime.detector.mentions import Mention, MentionFinder
+from sae_runtime.detector.mentions import Mention, MentionFinder, fold
 from sae_runtime.detector.notes import render_note
 from sae_runtime.detector.results import FeatureActivation, MentionReading, Misread, Reading, TokenReading
 from sae_runtime.detector.sites import site_tokens
@@ -74,7 +74,14 @@ class Detector:
         self.context_length = context_length
         self._finder = MentionFinder(view.concepts)
         self._readouts = {concept.slug: Readout.of(concept) for concept in view.concepts}
-        self._width = max(view.features, default=0) + 1
+        self.width = max(view.features, default=0) + 1
+
+    def with_concepts(self, concepts: Sequence[Concept]) -> Detector:
+        """A detector with ``concepts`` beside the catalog's, and instead of those that share a form with them."""
+        taken = {fold(form) for concept in concepts for form in concept.forms}
+        kept = [concept for concept in self.view.concepts if not taken & {fold(form) for form in concept.forms}]
+        view = replace(self.view, concepts=(*kept, *concepts))
+        return Detector(view, self.encoder, self.context_length)
 
     def plan(
         self,
@@ -83,6 +90,8 @@ class Detector:
         domain: str | None = None,
         read: Sequence[int] | None = None,
         tokens: bool = True,
+        only: Collection[str] | None = None,
+        without: Collection[str] = (),
     ) -> Plan:
         """Tokenise ``messages`` and find the mentions.
 
@@ -91,6 +100,8 @@ class Detector:
             domain: the deployer's declared domain; senses of that domain count as intended.
             read: indices of the messages in which mentions are looked for; None takes the last user message.
             tokens: also read every token, for people who look at it; otherwise only what the mentions need.
+            only: slugs of the concepts to look for; None: all.
+            without: slugs of concepts to pass over.
 
         Raises:
             InputError: there is nothing to read.
@@ -105,6 +116,7 @@ class Detector:
             )
             for message in wanted
             for mention in self._finder.find(messages[message]["content"])
+            if (only is None or mention.concept.slug in only) and mention.concept.slug not in without
         ]
         mentions = [placed for placed in mentions if placed.tokens]
         needed = {latent for placed in mentions for latent in self._readout(placed).latents.tolist()}
@@ -150,7 +162,7 @@ class Detector:
         concept, start, end = placed.mention.concept, placed.mention.start, placed.mention.end
         text = plan.messages[placed.message]["content"]
         readout = self._readout(placed)
-        pooled = features.pooled(placed.tokens, self._width)[readout.latents]
+        pooled = features.pooled(placed.tokens, self.width)[readout.latents]
         reading = readout.senses(pooled)
         intended, evidence = intended_senses(concept, text, start, end, plan.domain)
         place = {

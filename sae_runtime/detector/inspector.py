@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sae_runtime.detector.artefacts import Artefacts
 from sae_runtime.detector.detector import Detector, Plan
@@ -12,7 +13,12 @@ from sae_runtime.detector.results import Reading
 from sae_runtime.engines.chat import ChatEncoder, ChatMessage
 from sae_runtime.engines.features import PromptFeatures, encode_prompt
 from sae_runtime.engines.transformers import TransformersEngine
+from sae_runtime.glossary.cache import GlossaryCache
+from sae_runtime.glossary.compile import plans, with_glossary
+from sae_runtime.glossary.terms import Glossary
 from sae_runtime.sae import SAE
+
+_TOGETHER = 16  # conversations that are computed in one forward pass
 
 
 class Inspector:
@@ -26,6 +32,7 @@ class Inspector:
         self.view = detector.view
         self.engine = engine
         self.sae = sae
+        self._glossaries = GlossaryCache()
 
     @classmethod
     def from_model(
@@ -57,32 +64,95 @@ class Inspector:
         return cls(detector, opened.load_sae(device), engine)
 
     def inspect(
-        self,
-        messages: Sequence[ChatMessage],
-        *,
-        domain: str | None = None,
-        read: Sequence[int] | None = None,
-        tokens: bool = True,
+        self, messages: Sequence[ChatMessage], *, glossary: Glossary | None = None, tokens: bool = True, **options: Any
     ) -> Reading:
-        """Read ``messages`` and flag what was misread; the arguments are those of :meth:`Detector.plan`.
+        """Read ``messages`` and flag what was misread.
+
+        Args:
+            messages: the conversation as the model will see it.
+            glossary: the deployer's own terms; compiled when they are first seen, which takes some seconds.
+            tokens: also read every token, for people who look at it.
+            options: see :meth:`Detector.plan`.
 
         Raises:
             InputError: there is nothing to read.
             EngineError: activations could not be captured.
         """
         marks = [time.perf_counter()]
-        plan = self.detector.plan(messages, domain=domain, read=read, tokens=tokens)
+        detector = self.detector_for(glossary)
+        plan = detector.plan(messages, tokens=tokens, **options)
         marks.append(time.perf_counter())
-        features = self.features(plan) if plan.needs_model else None
+        features = self.features([plan])[0] if plan.needs_model else None
         marks.append(time.perf_counter())
-        reading = self.detector.reading(plan, features)
+        reading = detector.reading(plan, features)
         marks.append(time.perf_counter())
         return reading.timed(marks)
 
-    def features(self, plan: Plan) -> PromptFeatures:
-        """The features that ``plan`` needs: one forward pass up to the SAE's layer, then the encoder.
+    def inspect_batch(
+        self, asked: Sequence[tuple[Sequence[ChatMessage], dict[str, Any]]], *, limit: int | None = None
+    ) -> list[Reading | Exception]:
+        """Read several conversations; those that need the model are computed together.
+
+        Args:
+            asked: messages, and the options of :meth:`inspect`, per conversation.
+            limit: conversations that are computed at once; None: 16.
+
+        Returns:
+            Per conversation its reading, or the error that it met.
+        """
+        results: list[Reading | Exception] = []
+        size = limit or _TOGETHER
+        for start in range(0, len(asked), size):
+            results += self._inspect_together(asked[start : start + size])
+        return results
+
+    def detector_for(self, glossary: Glossary | None) -> Detector:
+        """The detector that also knows the terms of ``glossary``."""
+        if glossary is None:
+            return self.detector
+        if (kept := self._glossaries.get(glossary)) is not None:
+            return kept
+        planned = plans(self.detector, glossary)
+        features = [self.features(some) for some in planned]
+        return self._glossaries.put(glossary, with_glossary(self.detector, glossary, planned, features))
+
+    def features(self, planned: Sequence[Plan]) -> list[PromptFeatures]:
+        """The features that each plan needs: one forward pass up to the SAE's layer, then the encoder.
 
         Raises:
             EngineError: activations could not be captured.
         """
-        return encode_prompt(self.sae, self.engine.residual([plan.chat.token_ids])[0], plan.latents)
+        residuals = self.engine.residual([plan.chat.token_ids for plan in planned])
+        return [
+            encode_prompt(self.sae, residual, plan.latents) for residual, plan in zip(residuals, planned, strict=True)
+        ]
+
+    def _inspect_together(
+        self, asked: Sequence[tuple[Sequence[ChatMessage], dict[str, Any]]]
+    ) -> list[Reading | Exception]:
+        marks = [time.perf_counter()]
+        planned = [self._planned(messages, dict(options)) for messages, options in asked]
+        marks.append(time.perf_counter())
+        needed = [found[1] for found in planned if isinstance(found, tuple) and found[1].needs_model]
+        try:
+            features = iter(self.features(needed) if needed else [])
+        except Exception as error:
+            return [error if isinstance(found, tuple) else found for found in planned]
+        marks.append(time.perf_counter())
+        results: list[Reading | Exception] = []
+        for found in planned:
+            if isinstance(found, tuple):
+                detector, plan = found
+                reading = detector.reading(plan, next(features) if plan.needs_model else None)
+                results.append(reading.timed([*marks, time.perf_counter()]))
+            else:
+                results.append(found)
+        return results
+
+    def _planned(self, messages: Sequence[ChatMessage], options: dict[str, Any]) -> tuple[Detector, Plan] | Exception:
+        """A conversation's plan, or why there is none: one bad prompt does not cost the others their reading."""
+        try:
+            detector = self.detector_for(options.pop("glossary", None))
+            return detector, detector.plan(messages, **options)
+        except Exception as error:
+            return error

@@ -25,6 +25,7 @@ from sae_runtime.detector.artefacts import Artefacts
 from sae_runtime.detector.notes import annotate_after
 from sae_runtime.engines.chat import ChatEncoder
 from sae_runtime.errors import InputError, SensecheckError
+from sae_runtime.glossary import Glossary
 from sae_runtime.paths import CATALOG_FILE
 from sae_runtime.serving.readers import SidecarReader, WorkerReader
 from sae_runtime.serving.service import BusyError, ReadingService
@@ -48,13 +49,17 @@ class InspectRequest(BaseModel):
 
     ``messages``: the conversation. ``domain``: the deployer's declared domain. ``read``: numbers of the messages in which
     mentions are looked for; by default the last user message. ``tokens``: also read every token; without it only what
-    the mentions need is encoded, and a prompt without mentions costs the model nothing.
+    the mentions need is encoded, and a prompt without mentions costs the model nothing. ``only`` and ``without``: slugs of
+    concepts to look for or to pass over. ``glossary``: the deployer's own terms; compiled at their first use.
     """
 
     messages: Annotated[list[InspectMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     domain: Annotated[str | None, Field(max_length=64)] = None
     read: list[int] | None = None
     tokens: bool = True
+    only: Annotated[list[str] | None, Field(max_length=1000)] = None
+    without: Annotated[list[str], Field(max_length=1000)] = []
+    glossary: Glossary | None = None
 
 
 class InspectResponse(Reading):
@@ -149,7 +154,15 @@ class SensecheckEndpoint:
         if read is not None and not all(0 <= index < len(messages) for index in read):
             return _error(422, "`read` names a message that does not exist.")
         try:
-            reading = await self.service.inspect(messages, domain=request.domain, read=read, tokens=request.tokens)
+            reading = await self.service.inspect(
+                messages,
+                domain=request.domain,
+                read=read,
+                tokens=request.tokens,
+                only=None if request.only is None else frozenset(request.only),
+                without=frozenset(request.without),
+                glossary=request.glossary,
+            )
         except InputError as error:
             return _error(422, str(error))
         except BusyError as error:

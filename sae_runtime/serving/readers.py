@@ -97,7 +97,7 @@ class SidecarReader:
     async def features(self, plan: Plan) -> PromptFeatures:
         """See :class:`Reader`."""
         async with self._slots:
-            return await asyncio.to_thread(self._inspector.features, plan)
+            return (await asyncio.to_thread(self._inspector.features, [plan]))[0]
 
     @asynccontextmanager
     async def riding(self, plan: Plan) -> AsyncIterator[tuple[None, Features]]:

@@ -13,6 +13,9 @@ from sae_runtime.detector import Detector, Plan, Reading
 from sae_runtime.engines.chat import ChatMessage
 from sae_runtime.engines.features import PromptFeatures
 from sae_runtime.errors import SensecheckError
+from sae_runtime.glossary.cache import GlossaryCache
+from sae_runtime.glossary.compile import plans, with_glossary
+from sae_runtime.glossary.terms import Glossary
 from sae_runtime.serving.readers import Reader
 
 MAX_CONCURRENT = 64
@@ -30,12 +33,14 @@ class ReadingService:
         self.reader = reader
         self.counters: Counter[str] = Counter()
         self._running = 0
+        self._glossaries = GlossaryCache()
+        self._compiling: dict[str, asyncio.Task[Detector]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sensecheck")  # tokenizers are not made for several
 
     async def inspect(
-        self, messages: Sequence[ChatMessage], *, domain: str | None, read: Sequence[int] | None, tokens: bool
+        self, messages: Sequence[ChatMessage], *, glossary: Glossary | None = None, **options: Any
     ) -> Reading:
-        """One reading.
+        """One reading; ``options`` are those of :meth:`Detector.plan`.
 
         Raises:
             BusyError: too many are under way.
@@ -48,11 +53,12 @@ class ReadingService:
         self._running += 1
         marks = [time.perf_counter()]
         try:
-            plan = await self.plan(messages, domain=domain, read=read, tokens=tokens)
+            detector = await self.detector_for(glossary)
+            plan = await self._off_loop(lambda: detector.plan(messages, **options))
             marks.append(time.perf_counter())
             features = await self.reader.features(plan) if plan.needs_model else None
             marks.append(time.perf_counter())
-            reading = await self.judge(plan, features)
+            reading = await self.judge(plan, features, detector)
             marks.append(time.perf_counter())
         except Exception:
             self.counters["failed"] += 1
@@ -61,13 +67,32 @@ class ReadingService:
             self._running -= 1
         return reading.timed(marks)
 
+    async def detector_for(self, glossary: Glossary | None) -> Detector:
+        """The detector that also knows the terms of ``glossary``; compiled when they are first seen."""
+        if glossary is None:
+            return self.detector
+        if (kept := self._glossaries.get(glossary)) is not None:
+            return kept
+        task = self._compiling.get(glossary.key)
+        if task is None:
+            task = self._compiling[glossary.key] = asyncio.create_task(self._compile(glossary))
+            task.add_done_callback(lambda _: self._compiling.pop(glossary.key, None))
+        return await asyncio.shield(task)  # a client that gives up does not end it: the next one finds it done
+
+    async def _compile(self, glossary: Glossary) -> Detector:
+        planned = await self._off_loop(lambda: plans(self.detector, glossary))
+        features = [await asyncio.gather(*map(self.reader.features, some)) for some in planned]
+        detector = await self._off_loop(lambda: with_glossary(self.detector, glossary, planned, features))
+        self.counters["glossaries"] += 1
+        return self._glossaries.put(glossary, detector)
+
     async def plan(self, messages: Sequence[ChatMessage], **options: Any) -> Plan:
         """See :meth:`Detector.plan`."""
         return await self._off_loop(lambda: self.detector.plan(messages, **options))
 
-    async def judge(self, plan: Plan, features: PromptFeatures | None) -> Reading:
+    async def judge(self, plan: Plan, features: PromptFeatures | None, detector: Detector | None = None) -> Reading:
         """See :meth:`Detector.reading`; counts the result."""
-        reading = await self._off_loop(lambda: self.detector.reading(plan, features))
+        reading = await self._off_loop(lambda: (detector or self.detector).reading(plan, features))
         self.counters["inspected"] += 1
         self.counters["flagged"] += bool(reading.misreads)
         return reading

@@ -263,6 +263,17 @@ def test_a_stage_can_be_done_anew_with_those_after_it(build: Build) -> None:
 
 
 @pytest.mark.parametrize("build", ["llama"], indirect=True)
+def test_a_build_that_the_disk_cannot_hold_does_not_begin(
+    build: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sae_runtime.build.pipeline.free_bytes", lambda: 1_000)
+    with cache(tmp_path), pytest.raises(InputError, match="the disk of .* has 0.00 GB"):
+        run_build(load_config(str(build.config)), out=tmp_path / "artefacts")
+    assert not list(tmp_path.glob("builds/*/*/*"))
+    assert run_build(load_config(str(build.config)), out=build.out, until="concepts") is None  # nothing to write
+
+
+@pytest.mark.parametrize("build", ["llama"], indirect=True)
 def test_a_dictionary_of_others_takes_the_place_of_training(build: Build, tmp_path: Path) -> None:
     (trained,) = build.home.glob("builds/*/train-*")
     taken = shutil.copytree(trained, tmp_path / "theirs")

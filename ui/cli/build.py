@@ -86,15 +86,14 @@ def status() -> None:
 
 def _show_plan(config: Any) -> None:
     from sae_runtime.build.plan import BuildPlan
-    from sae_runtime.build.status import free_bytes, planned
+    from sae_runtime.build.status import free_bytes, needed_bytes, planned
 
+    plan = BuildPlan.of(config)
     table = Table("stage", "step", "key", "state", "disk", title=f"Build of {config.model}")
-    steps = planned(BuildPlan.of(config))
-    for step in steps:
+    for step in planned(plan):
         table.add_row(step.stage, step.name, step.key, step.state, "" if step.bytes is None else _size(step.bytes))
     Console().print(table)
-    needed = sum(step.bytes or 0 for step in steps if step.state != "done")
-    print(f"About {_size(needed)} to be written, {_size(free_bytes())} free.")
+    print(f"About {_size(needed_bytes(plan))} to be written, {_size(free_bytes())} free.")
 
 
 def _size(count: int) -> str:

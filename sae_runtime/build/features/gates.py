@@ -18,7 +18,7 @@ import numpy as np
 
 from sae_runtime.build.config import ValidationConfig
 from sae_runtime.build.features.firings import Firings
-from sae_runtime.build.features.predicates import Predicate
+from sae_runtime.build.features.predicates import Mask, Predicate
 from sae_runtime.build.features.scores import Scores
 from sae_runtime.build.features.tokens import TokenTable
 from sae_runtime.build.stages import Stage, write_text
@@ -139,15 +139,16 @@ def judge(results: list[Validation], rules: list[Gate]) -> None:
         result.failed = [name for name, _, passes in rules if not passes(result)]
 
 
-def summary(results: list[Validation], live: int, rules: list[Gate]) -> dict[str, Any]:
-    """Shares over the ``live`` latents, and how the passing ones hold on the test split."""
+def summary(results: list[Validation], live: Mask, rules: list[Gate]) -> dict[str, Any]:
+    """Shares over the latents that are ``live`` ``[d_sae]``, and how the passing ones hold on the test split."""
     passed = [result for result in results if result.passed]
+    alive = [result for result in results if live[result.index]]
     return {
-        "live": live,
+        "live": len(alive),
         "passed": len(passed),
-        "passed_share": len(passed) / max(1, live),
+        "passed_share": len(passed) / max(1, len(alive)),
         "kept_precision_share": sum(result.keeps for result in passed) / max(1, len(passed)),
-        "gates": {name: sum(name not in result.failed for result in results) / max(1, live) for name, _, _ in rules},
+        "gates": {name: sum(name not in result.failed for result in alive) / max(1, len(alive)) for name, _, _ in rules},
         "median_precision": float(np.median([r.scores.precision for r in passed])) if passed else 0.0,
         "median_balanced_accuracy": float(np.median([r.scores.balanced_accuracy for r in passed])) if passed else 0.0,
     }

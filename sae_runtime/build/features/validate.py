@@ -60,8 +60,7 @@ def validate(
             result.chance = related.chance(predicate.described_words)
     _try_fresh_texts(candidate, [r for r in results if r.passed], corpus, words, config, seed)
     judge(results, rules)
-    live = int((splits["validation"].firings.counts > 0).sum())
-    return results, summary(results, live, rules)
+    return results, summary(results, splits["validation"].firings.counts > 0, rules)
 
 
 def _split(candidate: Candidate, corpus: Stage, words: Words, name: str) -> Split:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
+from middleware.sources import InspectionRequest, Outcome
 from sae_runtime.detector.results import Misread, Reading
-from sae_runtime.engines.chat import ChatMessage
 
 RIVER_NOTE = '"bank" is the edge of a river here.'
 COIL_NOTE = '"spring" is a coil of metal here.'
@@ -42,6 +42,7 @@ class ScriptedSource:
 
     Attributes:
         calls: the arguments of each reading, failed ones included.
+        batches: size and limit of each batch.
         then: may be changed at any time, to break or to heal the source.
     """
 
@@ -49,27 +50,46 @@ class ScriptedSource:
         self.outcomes = list(outcomes)
         self.then = then
         self.calls: list[dict[str, Any]] = []
+        self.batches: list[tuple[int, int | None]] = []
 
-    def inspect(self, messages: list[ChatMessage], *, domain: str | None, read: list[int], deadline: float) -> Reading:
-        """Flag the words of ``NOTES`` in the messages numbered ``read``, or raise what was asked for."""
-        self.calls.append({"messages": messages, "domain": domain, "read": read, "deadline": deadline})
+    def inspect(self, request: InspectionRequest, *, deadline: float) -> Reading:
+        """Flag the words of ``NOTES`` in the messages to be read, or raise what was asked for."""
+        self.calls.append({"messages": request.messages, **request.options(), "deadline": deadline})
         error = self.outcomes.pop(0) if self.outcomes else self.then
         if error is not None:
             raise error
         return build_reading(
             [
-                build_misread(messages[index]["content"], *match.span(), message=index)
-                for index in read
-                for match in re.finditer(rf"\b({'|'.join(NOTES)})\b", messages[index]["content"])
+                build_misread(request.messages[index]["content"], *match.span(), message=index)
+                for index in request.read
+                for match in re.finditer(rf"\b({'|'.join(NOTES)})\b", request.messages[index]["content"])
             ]
         )
 
-    async def ainspect(
-        self, messages: list[ChatMessage], *, domain: str | None, read: list[int], deadline: float
-    ) -> Reading:
+    async def ainspect(self, request: InspectionRequest, *, deadline: float) -> Reading:
         """Like :meth:`inspect`, after giving way to the event loop once."""
         await asyncio.sleep(0)
-        return self.inspect(messages, domain=domain, read=read, deadline=deadline)
+        return self.inspect(request, deadline=deadline)
+
+    def inspect_batch(
+        self, requests: Sequence[InspectionRequest], *, deadline: float, limit: int | None = None
+    ) -> list[Outcome]:
+        """One reading after the other; the batch itself is noted in ``batches``."""
+        self.batches.append((len(requests), limit))
+        results: list[Outcome] = []
+        for request in requests:
+            try:
+                results.append(self.inspect(request, deadline=deadline))
+            except Exception as error:
+                results.append(error)
+        return results
+
+    async def ainspect_batch(
+        self, requests: Sequence[InspectionRequest], *, deadline: float, limit: int | None = None
+    ) -> list[Outcome]:
+        """Like :meth:`inspect_batch`, after giving way to the event loop once."""
+        await asyncio.sleep(0)
+        return self.inspect_batch(requests, deadline=deadline, limit=limit)
 
 
 @pytest.fixture(scope="session")

@@ -86,6 +86,9 @@ def test_the_source_is_asked_about_the_last_user_message(source: Any, call: Call
     assert {k: v for k, v in source.calls[0].items() if k != "messages"} == {
         "domain": "rivers",
         "read": [3],
+        "only": None,
+        "without": frozenset(),
+        "glossary": None,
         "deadline": 1.5,
     }
     assert [message.content for message in result] == ["s", "old bank", "a", NOTED, "I think"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from middleware import CatalogSource, InspectionSource, SAEAnnotator
+from middleware import CatalogSource, InspectionRequest, InspectionSource, SAEAnnotator
 from sae_runtime.detector import Inspector, Reading
 from sae_runtime.errors import EngineError, InputError, InspectionTimeout
 
@@ -38,7 +38,7 @@ class WaitingInspector:
         self.at_once: set[str] = set()
         self.error: Exception | None = None
 
-    def inspect(self, messages: Any, *, domain: str | None, read: list[int], tokens: bool) -> Reading:
+    def inspect(self, messages: Any, *, domain: str | None, read: list[int], tokens: bool, **scope: Any) -> Reading:
         assert not tokens
         self.calls.append((messages, domain, read))
         self.started.release()
@@ -65,7 +65,7 @@ def source(inspector: WaitingInspector) -> Iterator[CatalogSource]:
 
 
 def read(call: Call, source: CatalogSource, text: str = MESSAGES[0]["content"], deadline: float = PATIENCE) -> Reading:
-    return call(source, "inspect", [{"role": "user", "content": text}], domain=None, read=[0], deadline=deadline)
+    return call(source, "inspect", InspectionRequest([{"role": "user", "content": text}], [0]), deadline=deadline)
 
 
 def test_it_is_an_inspection_source(source: CatalogSource) -> None:
@@ -74,7 +74,7 @@ def test_it_is_an_inspection_source(source: CatalogSource) -> None:
 
 def test_the_inspector_gets_the_conversation(source: CatalogSource, inspector: WaitingInspector, call: Call) -> None:
     inspector.release.set()
-    reading = call(source, "inspect", MESSAGES, domain="rivers", read=[0], deadline=PATIENCE)
+    reading = call(source, "inspect", InspectionRequest(MESSAGES, [0], domain="rivers"), deadline=PATIENCE)
     assert reading is inspector.reading
     assert inspector.calls == [(MESSAGES, "rivers", [0])]
 
@@ -125,7 +125,7 @@ def test_errors_of_the_inspector_come_through(
 
 
 async def test_ainspect_leaves_the_event_loop_free(source: CatalogSource, inspector: WaitingInspector) -> None:
-    task = asyncio.create_task(source.ainspect(MESSAGES, domain=None, read=[0], deadline=PATIENCE))  # type: ignore[arg-type]
+    task = asyncio.create_task(source.ainspect(InspectionRequest(MESSAGES, [0]), deadline=PATIENCE))
     assert await asyncio.to_thread(inspector.started.acquire, timeout=PATIENCE)
     assert not task.done()
     inspector.release.set()
@@ -133,8 +133,8 @@ async def test_ainspect_leaves_the_event_loop_free(source: CatalogSource, inspec
 
 
 async def test_several_readings_run_at_once(source: CatalogSource, inspector: WaitingInspector) -> None:
-    request: dict[str, Any] = {"messages": MESSAGES, "domain": None, "read": [0], "deadline": PATIENCE}
-    tasks = [asyncio.create_task(source.ainspect(**request)) for _ in range(WORKERS)]
+    request = InspectionRequest(MESSAGES, [0])
+    tasks = [asyncio.create_task(source.ainspect(request, deadline=PATIENCE)) for _ in range(WORKERS)]
     for _ in tasks:  # all have begun although none has ended
         assert await asyncio.to_thread(inspector.started.acquire, timeout=PATIENCE)
     inspector.release.set()
@@ -142,13 +142,13 @@ async def test_several_readings_run_at_once(source: CatalogSource, inspector: Wa
 
 
 async def test_a_cancelled_call_stays_cancelled(source: CatalogSource, inspector: WaitingInspector) -> None:
-    task = asyncio.create_task(source.ainspect(MESSAGES, domain=None, read=[0], deadline=PATIENCE))  # type: ignore[arg-type]
+    task = asyncio.create_task(source.ainspect(InspectionRequest(MESSAGES, [0]), deadline=PATIENCE))
     assert await asyncio.to_thread(inspector.started.acquire, timeout=PATIENCE)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     inspector.release.set()
-    assert await source.ainspect(MESSAGES, domain=None, read=[0], deadline=PATIENCE) is inspector.reading  # type: ignore[arg-type]
+    assert await source.ainspect(InspectionRequest(MESSAGES, [0]), deadline=PATIENCE) is inspector.reading
 
 
 def test_the_annotator_passes_the_prompt_on_when_the_deadline_is_missed(source: CatalogSource, call: Call) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from langchain_core.messages import HumanMessage
 
-from middleware import InspectionSource, SAEAnnotator, ServerSource
+from middleware import InspectionRequest, InspectionSource, SAEAnnotator, ServerSource
 from sae_runtime.catalog.view import CatalogView
 from sae_runtime.errors import FingerprintError, InputError, InspectionTimeout, SensecheckError, ServerError
 from sae_runtime.models.manifest import SMALL_MODEL
@@ -119,7 +119,7 @@ def source(server: TinyServer, open_source: Callable[..., ServerSource]) -> Serv
 
 
 def read(call: Call, source: ServerSource, deadline: float = PATIENCE, messages: Any = MESSAGES) -> Any:
-    return call(source, "inspect", messages, domain="rivers", read=[1], deadline=deadline)
+    return call(source, "inspect", InspectionRequest(messages, [1], domain="rivers"), deadline=deadline)
 
 
 def test_a_reading_is_asked_for_and_parsed(server: TinyServer, source: ServerSource, call: Call) -> None:
@@ -129,7 +129,7 @@ def test_a_reading_is_asked_for_and_parsed(server: TinyServer, source: ServerSou
     assert path == "/v1/sae/inspect"
     assert body == {"messages": MESSAGES, "domain": "rivers", "read": [1], "tokens": False}
     assert headers["content-type"] == "application/json"
-    assert InspectRequest.model_validate(body).model_dump() == body
+    assert InspectRequest.model_validate(body).model_dump(exclude_unset=True) == body
 
 
 def test_it_is_an_inspection_source_and_can_be_used_again(source: ServerSource, server: TinyServer, call: Call) -> None:
@@ -253,7 +253,7 @@ def test_a_server_with_other_artefacts_is_refused(server: TinyServer, open_sourc
 
 async def test_asynchronous_calls_share_their_connections(server: TinyServer, source: ServerSource) -> None:
     for _ in range(3):
-        await source.ainspect(MESSAGES, domain=None, read=[1], deadline=PATIENCE)  # type: ignore[arg-type]
+        await source.ainspect(InspectionRequest(MESSAGES, [1]), deadline=PATIENCE)
     assert len(source._clients) == 1
     await source.aclose()
     assert len(source._clients) == 0

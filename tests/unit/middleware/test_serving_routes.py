@@ -44,9 +44,13 @@ class ScriptedService:
             concepts=(object(), object()),
         )
         self.detector = SimpleNamespace(view=view)
+        self.scopes: list[dict[str, Any]] = []
 
-    async def inspect(self, messages: Any, *, domain: str | None, read: list[int] | None, tokens: bool) -> Reading:
+    async def inspect(
+        self, messages: Any, *, domain: str | None, read: list[int] | None, tokens: bool, **scope: Any
+    ) -> Reading:
         self.calls.append((messages, domain, read, tokens))
+        self.scopes.append(scope)
         if self.error:
             raise self.error
         return self.reading

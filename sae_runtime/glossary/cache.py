@@ -1,0 +1,37 @@
+"""Detectors with glossaries, compiled once each and kept."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+from sae_runtime.detector.detector import Detector
+from sae_runtime.glossary.terms import Glossary
+
+_KEPT = 32
+
+
+class GlossaryCache:
+    """The last glossaries' detectors by :attr:`Glossary.key`. Safe to share between threads.
+
+    Two callers that miss the same glossary at once both compile it; the result is the same.
+    """
+
+    def __init__(self) -> None:
+        self._detectors: OrderedDict[str, Detector] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, glossary: Glossary) -> Detector | None:
+        """The glossary's detector, if it is still kept."""
+        with self._lock:
+            if (found := self._detectors.get(glossary.key)) is not None:
+                self._detectors.move_to_end(glossary.key)
+            return found
+
+    def put(self, glossary: Glossary, detector: Detector) -> Detector:
+        """Keep a detector; the one that was used longest ago goes."""
+        with self._lock:
+            self._detectors[glossary.key] = detector
+            while len(self._detectors) > _KEPT:
+                self._detectors.popitem(last=False)
+        return detector
