@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
+from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig, RunnableSerializable
@@ -20,10 +21,14 @@ from middleware.scope import CALL_OPTIONS
 from middleware.sources import CatalogSource, InspectionRequest, InspectionSource, ServerSource
 from middleware.types import Annotated, Placement, Scope
 from sae_runtime.detector.results import Reading
+from sae_runtime.errors import EngineError
 from sae_runtime.glossary import Glossary
 from sae_runtime.models import DEFAULT_MODEL
 
 AnnotatorInput = LanguageModelInput | Mapping[str, Any]
+# LangChain hands a run's manager to functions that take its configuration, too.
+_Run: TypeAlias = CallbackManagerForChainRun
+_ARun: TypeAlias = AsyncCallbackManagerForChainRun
 
 
 class SAEAnnotator(RunnableSerializable[AnnotatorInput, list[BaseMessage]]):
@@ -119,7 +124,7 @@ class SAEAnnotator(RunnableSerializable[AnnotatorInput, list[BaseMessage]]):
     def invoke(self, input: AnnotatorInput, config: RunnableConfig | None = None, **kwargs: Any) -> list[BaseMessage]:
         """Messages to send to the model."""
 
-        def run(value: AnnotatorInput, config: RunnableConfig) -> list[BaseMessage]:
+        def run(value: AnnotatorInput, run_manager: _Run, config: RunnableConfig) -> list[BaseMessage]:
             return self.annotate(value, config).messages
 
         return self._call_with_config(run, input, config)
@@ -129,7 +134,7 @@ class SAEAnnotator(RunnableSerializable[AnnotatorInput, list[BaseMessage]]):
     ) -> list[BaseMessage]:
         """Like :meth:`invoke`, without blocking the event loop."""
 
-        async def run(value: AnnotatorInput, config: RunnableConfig) -> list[BaseMessage]:
+        async def run(value: AnnotatorInput, run_manager: _ARun, config: RunnableConfig) -> list[BaseMessage]:
             return (await self.aannotate(value, config)).messages
 
         return await self._acall_with_config(run, input, config)
@@ -144,7 +149,9 @@ class SAEAnnotator(RunnableSerializable[AnnotatorInput, list[BaseMessage]]):
     ) -> list[list[BaseMessage]]:
         """Messages of several prompts, which are read together; at most ``max_concurrency`` at once."""
 
-        def run(values: list[AnnotatorInput], config: list[RunnableConfig]) -> list[Exception | list[BaseMessage]]:
+        def run(
+            values: list[AnnotatorInput], run_manager: list[_Run], config: list[RunnableConfig]
+        ) -> list[Exception | list[BaseMessage]]:
             return [_messages(found) for found in self._annotate_batch(values, config)]
 
         return self._batch_with_config(run, inputs, config, return_exceptions=return_exceptions)
@@ -160,7 +167,7 @@ class SAEAnnotator(RunnableSerializable[AnnotatorInput, list[BaseMessage]]):
         """Like :meth:`batch`, without blocking the event loop."""
 
         async def run(
-            values: list[AnnotatorInput], config: list[RunnableConfig]
+            values: list[AnnotatorInput], run_manager: list[_ARun], config: list[RunnableConfig]
         ) -> list[Exception | list[BaseMessage]]:
             return [_messages(found) for found in await self._aannotate_batch(values, config)]
 
@@ -251,11 +258,11 @@ class SAEAnnotator(RunnableSerializable[AnnotatorInput, list[BaseMessage]]):
         """What a job ends with; its result is kept for the event also where an error is raised."""
         if job.unreadable:
             return job.unreadable
-        error = job.outcome
+        error = job.outcome or EngineError("There is no reading.", "Report it.")
         if isinstance(error, Reading):
             try:
-                job.result = self._annotated(job, error)
-                return job.result
+                annotated = job.result = self._annotated(job, error)
+                return annotated
             except Exception as problem:  # a reading that does not fit the prompt
                 error = problem
         job.result = Annotated(job.messages, [], None, self._policy.count_bypass(error))

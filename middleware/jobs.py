@@ -54,7 +54,9 @@ class Job:
             options = call_options(config.get("configurable"))
             if name := options.pop("source", None):
                 if name not in annotator.sources:
-                    raise InputError(f"There is no source '{name}'.", f"Known: {', '.join(annotator.sources) or 'none'}.")
+                    raise InputError(
+                        f"There is no source '{name}'.", f"Known: {', '.join(annotator.sources) or 'none'}."
+                    )
                 job.source = annotator.sources[name]
             own = {name: getattr(annotator, name) for name in ("domain", "glossary", "only", "without")}
             read = chosen(job.messages, annotator.read)

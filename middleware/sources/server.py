@@ -208,7 +208,9 @@ def _body(request: InspectionRequest, tokens: bool) -> bytes:
     body["without"] = sorted(request.without) or None
     body["glossary"] = None if request.glossary is None else request.glossary.model_dump(mode="json")
     try:
-        return json.dumps({name: value for name, value in body.items() if value is not None}, ensure_ascii=False).encode()
+        return json.dumps(
+            {name: value for name, value in body.items() if value is not None}, ensure_ascii=False
+        ).encode()
     except UnicodeEncodeError as error:
         raise InputError(
             "The prompt holds half a Unicode character (a lone surrogate).", "Send whole characters."
@@ -226,5 +228,7 @@ def _parse(status: int, content: bytes) -> Reading:
         detail: Any = json.loads(content)["error"]["message"]
     except (ValueError, KeyError, TypeError):
         detail = content[:200].decode("utf-8", errors="replace")
-    kind = InputError if status in (400, 413, 422) else UnavailableError if status in (429, 502, 503, 504) else ServerError
+    kind = (
+        InputError if status in (400, 413, 422) else UnavailableError if status in (429, 502, 503, 504) else ServerError
+    )
     raise kind(f"The server answered {status}: {detail}.", remedy)

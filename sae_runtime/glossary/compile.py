@@ -2,8 +2,9 @@
 
 The sentences of a term (its examples and counterexamples, and a few made from its meanings) are read once. A ridge
 regression in its dual form, over as few sentences as there are, finds the direction in feature space that tells the
-meant from any other reading; its leave-one-out predictions, which cost nothing more (Allen 1974), calibrate it and
-say how far it can be trusted.
+meant from any other reading. Its leave-one-out predictions, which cost nothing more (Allen 1974), say whether the
+examples can be told apart at all. What its scores are worth as probabilities cannot be learnt from so few sentences: that
+was measured on the packs' concepts (``benchmarks/glossary.py``) and is the same for all terms.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 
 from sae_runtime.catalog.view import Concept, Sense
 from sae_runtime.detector.detector import Detector, Plan
@@ -25,10 +25,12 @@ Array = NDArray[np.float64]
 
 MEANT, OTHER = "as meant", "otherwise"
 SITE = "rest"  # where most of the catalog's concepts are read best, too
-MIN_ACCURACY = 0.75  # leave-one-out; a term that is read worse never flags
-READ_BELOW, INTENDED_ABOVE = 0.4, 0.7
+MIN_ACCURACY = 0.75  # leave-one-out, of the examples; a term that is read worse never flags
+MIN_EXAMPLES = 3  # on each side, from which that is asked
+# Two of a hundred sentences that mean the term as meant are read as less, with any number of examples (fit contexts of
+# every fourth concept, small model).
+READ_BELOW, INTENDED_ABOVE = 0.1, 0.7
 _RIDGE = 0.1  # of the mean squared norm of a centred sentence
-_SHARPEST = 30.0  # largest slope that calibration may give scores of about one
 
 # Sentences for a meaning in words. The mention is the last occurrence of the term.
 _CARRIERS = (
@@ -40,21 +42,22 @@ _CARRIERS = (
 
 @dataclass(frozen=True)
 class LabelledText:
-    """A sentence, where the term stands in it, and whether it is meant there."""
+    """A sentence, where the term stands in it, whether it is meant there, and whether the deployer gave it."""
 
     text: str
     start: int
     end: int
     meant: bool
+    given: bool
 
 
 def sentences(term: Term) -> list[LabelledText]:
     """What a term's signature is fitted to."""
-    texts = [(text, True) for text in term.examples] + [(text, False) for text in term.counterexamples]
-    texts += [(_carried(carrier, term.meaning, term), True) for carrier in _CARRIERS]
-    texts += [(_carried(carrier, meaning, term), False) for meaning in term.otherwise for carrier in _CARRIERS]
-    placed = [(text, term.mention(text), meant) for text, meant in texts]
-    return [LabelledText(text, *place, meant) for text, place, meant in placed if place]
+    texts = [(text, True, True) for text in term.examples] + [(text, False, True) for text in term.counterexamples]
+    texts += [(_carried(carrier, term.meaning, term), True, False) for carrier in _CARRIERS]
+    texts += [(_carried(carrier, meaning, term), False, False) for meaning in term.otherwise for carrier in _CARRIERS]
+    placed = [(text, term.mention(text), meant, given) for text, meant, given in texts]
+    return [LabelledText(text, *place, meant, given) for text, place, meant, given in placed if place]
 
 
 def plans(detector: Detector, glossary: Glossary) -> list[list[Plan]]:
@@ -66,7 +69,10 @@ def plans(detector: Detector, glossary: Glossary) -> list[list[Plan]]:
 
 
 def with_glossary(
-    detector: Detector, glossary: Glossary, planned: Sequence[Sequence[Plan]], features: Sequence[Sequence[PromptFeatures]]
+    detector: Detector,
+    glossary: Glossary,
+    planned: Sequence[Sequence[Plan]],
+    features: Sequence[Sequence[PromptFeatures]],
 ) -> Detector:
     """A detector that also reads the glossary's terms, instead of catalog concepts that share a form with them.
 
@@ -85,23 +91,26 @@ def with_glossary(
                 for text, plan, found in zip(texts, term_plans, term_features, strict=True)
             ]
         )
-        concepts.append(fit_term(term, pooled, np.array([text.meant for text in texts])))
+        concepts.append(fit_term(term, texts, pooled))
     return detector.with_concepts(concepts)
 
 
-def fit_term(term: Term, pooled: Array, meant: NDArray[np.bool_]) -> Concept:
+def fit_term(term: Term, texts: Sequence[LabelledText], pooled: Array) -> Concept:
     """A term as a concept of two senses.
 
     Args:
         term: the term.
-        pooled: features of its sentences ``[n, latents]``.
-        meant: which of them use it as meant, ``[n]``.
+        texts: its sentences.
+        pooled: their features ``[n, latents]``.
     """
+    meant = np.array([text.meant for text in texts])
+    given = np.array([text.given for text in texts])
     weights, bias, left_out = dual_ridge(pooled, np.where(meant, 1.0, -1.0))
-    slope = _slope(left_out, meant)
-    accuracy = float(((left_out > 0) == meant).mean())
+    examples = int(min((given & meant).sum(), (given & ~meant).sum()))
+    slope = _slope(examples)
+    accuracy = float(((left_out > 0) == meant)[given].mean()) if given.any() else 0.0
     used = np.flatnonzero(np.abs(weights) > 1e-9)
-    trusted = accuracy >= MIN_ACCURACY
+    trusted = accuracy >= MIN_ACCURACY or examples < MIN_EXAMPLES
 
     def sense(slug: str, gloss: str, sign: float) -> Sense:
         return Sense(
@@ -150,15 +159,10 @@ def dual_ridge(x: Array, y: Array) -> tuple[Array, float, Array]:
     return weights, middle - float(centre @ weights), left_out
 
 
-def _slope(scores: Array, meant: NDArray[np.bool_]) -> float:
-    """The factor on ``scores`` that makes the labels most likely under a logistic curve, within sane bounds."""
-    signed = np.where(meant, scores, -scores)
-    result = minimize_scalar(
-        lambda log: float(np.logaddexp(0, -np.exp(log) * signed).mean()),
-        bounds=(np.log(0.5), np.log(_SHARPEST)),
-        method="bounded",
-    )
-    return float(np.exp(result.x))
+def _slope(examples: int) -> float:
+    """The factor that turns scores into log-odds, by the number of examples per side: fitted on the packs' concepts (2.2,
+    5.1 and 5.6 at 0, 4 and 8), interpolated between."""
+    return 2.2 + 3.4 * examples / (examples + 0.7)
 
 
 def _carried(carrier: str, meaning: str, term: Term) -> str:

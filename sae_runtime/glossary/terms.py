@@ -39,7 +39,7 @@ class Term(BaseModel):
 
     term: Annotated[str, Field(min_length=2, max_length=60)]
     meaning: Annotated[str, Field(min_length=2, max_length=200)]
-    forms: list[Annotated[str, Field(min_length=2, max_length=60)]] = Field(default=[], max_length=12)
+    forms: list[Annotated[str, Field(min_length=2, max_length=60)]] = Field(default=[], max_length=48)
     note: Annotated[str, Field(max_length=240)] = ""
     otherwise: list[Annotated[str, Field(min_length=2, max_length=200)]] = Field(default=[], max_length=8)
     examples: list[Line] = Field(default=[], max_length=MAX_EXAMPLES)

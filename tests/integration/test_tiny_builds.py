@@ -267,7 +267,7 @@ def test_a_build_that_the_disk_cannot_hold_does_not_begin(
     build: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("sae_runtime.build.pipeline.free_bytes", lambda: 1_000)
-    with cache(tmp_path), pytest.raises(InputError, match="the disk of .* has 0.00 GB"):
+    with cache(tmp_path), pytest.raises(InputError, match=r"the disk of .* has 0\.00 GB"):
         run_build(load_config(str(build.config)), out=tmp_path / "artefacts")
     assert not list(tmp_path.glob("builds/*/*/*"))
     assert run_build(load_config(str(build.config)), out=build.out, until="concepts") is None  # nothing to write

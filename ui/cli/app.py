@@ -64,6 +64,9 @@ def ask(
     domain: Annotated[
         str | None, typer.Option(help="Declared domain, such as finance: its senses count as intended.")
     ] = None,
+    glossary: Annotated[
+        Path | None, typer.Option(help="YAML file with your own terms, see docs/how-to/glossary.md.")
+    ] = None,
     answer: Annotated[bool, typer.Option(help="Also let the model answer; --no-answer only reads.")] = True,
     url: Annotated[
         str | None, typer.Option(help="A running `sensecheck serve`; by default one is found or started.")
@@ -80,7 +83,7 @@ def ask(
     from ui.cli.ask import AskOptions, run_ask
 
     text = sys.stdin.read() if prompt == "-" else prompt
-    run_ask(text, AskOptions(model, domain, answer, url, placement, max_tokens, artefacts, as_json))
+    run_ask(text, AskOptions(model, domain, glossary, answer, url, placement, max_tokens, artefacts, as_json))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -16,7 +16,16 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.text import Text
 
-from middleware import Annotated, CatalogSource, InspectionSource, MentionReading, Placement, SAEAnnotator, ServerSource
+from middleware import (
+    Annotated,
+    CatalogSource,
+    Glossary,
+    InspectionSource,
+    MentionReading,
+    Placement,
+    SAEAnnotator,
+    ServerSource,
+)
 from sae_runtime.errors import InputError
 from ui.backend import Backend, open_backend
 
@@ -29,6 +38,7 @@ class AskOptions:
 
     model: str
     domain: str | None
+    glossary: Path | None
     answer: bool
     url: str | None
     placement: str
@@ -45,12 +55,15 @@ def run_ask(prompt: str, options: AskOptions) -> None:
         raise InputError(
             f"There is no placement '{options.placement}'.", f"Use one of {', '.join(get_args(Placement))}."
         )
+    glossary = Glossary.from_yaml(options.glossary) if options.glossary else None
     with _reader(options) as (source, backend):
         annotator = SAEAnnotator(
             source=source,
             placement=cast("Placement", options.placement),
             domain=options.domain,
+            glossary=glossary,
             deadline=_READING_SECONDS,
+            grace=None,
             on_error="raise",
         )
         result = annotator.annotate(prompt)

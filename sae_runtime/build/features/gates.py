@@ -148,7 +148,9 @@ def summary(results: list[Validation], live: Mask, rules: list[Gate]) -> dict[st
         "passed": len(passed),
         "passed_share": len(passed) / max(1, len(alive)),
         "kept_precision_share": sum(result.keeps for result in passed) / max(1, len(passed)),
-        "gates": {name: sum(name not in result.failed for result in alive) / max(1, len(alive)) for name, _, _ in rules},
+        "gates": {
+            name: sum(name not in result.failed for result in alive) / max(1, len(alive)) for name, _, _ in rules
+        },
         "median_precision": float(np.median([r.scores.precision for r in passed])) if passed else 0.0,
         "median_balanced_accuracy": float(np.median([r.scores.balanced_accuracy for r in passed])) if passed else 0.0,
     }

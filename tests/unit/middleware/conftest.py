@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from middleware.sources import InspectionRequest, Outcome
+from middleware.testing import FakeInspector
 from sae_runtime.detector.results import Misread, Reading
 
 RIVER_NOTE = '"bank" is the edge of a river here.'
@@ -33,63 +32,22 @@ def build_reading(misreads: list[Misread]) -> Reading:
     )
 
 
-class ScriptedSource:
-    """An :class:`middleware.InspectionSource` without a model: the words in ``NOTES`` are always misread.
-
-    Args:
-        outcomes: what the first readings do, one each: an exception is raised, None means success.
-        then: raised by every reading after those; None means success.
+class ScriptedSource(FakeInspector):
+    """The words in ``NOTES`` are always misread; ``outcomes`` are what the first readings do.
 
     Attributes:
         calls: the arguments of each reading, failed ones included.
-        batches: size and limit of each batch.
-        then: may be changed at any time, to break or to heal the source.
     """
 
     def __init__(self, *outcomes: BaseException | None, then: BaseException | None = None) -> None:
-        self.outcomes = list(outcomes)
-        self.then = then
-        self.calls: list[dict[str, Any]] = []
-        self.batches: list[tuple[int, int | None]] = []
+        super().__init__(NOTES, outcomes=outcomes, then=then)
 
-    def inspect(self, request: InspectionRequest, *, deadline: float) -> Reading:
-        """Flag the words of ``NOTES`` in the messages to be read, or raise what was asked for."""
-        self.calls.append({"messages": request.messages, **request.options(), "deadline": deadline})
-        error = self.outcomes.pop(0) if self.outcomes else self.then
-        if error is not None:
-            raise error
-        return build_reading(
-            [
-                build_misread(request.messages[index]["content"], *match.span(), message=index)
-                for index in request.read
-                for match in re.finditer(rf"\b({'|'.join(NOTES)})\b", request.messages[index]["content"])
-            ]
-        )
-
-    async def ainspect(self, request: InspectionRequest, *, deadline: float) -> Reading:
-        """Like :meth:`inspect`, after giving way to the event loop once."""
-        await asyncio.sleep(0)
-        return self.inspect(request, deadline=deadline)
-
-    def inspect_batch(
-        self, requests: Sequence[InspectionRequest], *, deadline: float, limit: int | None = None
-    ) -> list[Outcome]:
-        """One reading after the other; the batch itself is noted in ``batches``."""
-        self.batches.append((len(requests), limit))
-        results: list[Outcome] = []
-        for request in requests:
-            try:
-                results.append(self.inspect(request, deadline=deadline))
-            except Exception as error:
-                results.append(error)
-        return results
-
-    async def ainspect_batch(
-        self, requests: Sequence[InspectionRequest], *, deadline: float, limit: int | None = None
-    ) -> list[Outcome]:
-        """Like :meth:`inspect_batch`, after giving way to the event loop once."""
-        await asyncio.sleep(0)
-        return self.inspect_batch(requests, deadline=deadline, limit=limit)
+    @property
+    def calls(self) -> list[dict[str, Any]]:
+        return [
+            {"messages": request.messages, **request.options(), "deadline": deadline}
+            for request, deadline in zip(self.requests, self.deadlines, strict=True)
+        ]
 
 
 @pytest.fixture(scope="session")
