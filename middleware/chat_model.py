@@ -23,11 +23,13 @@ from langchain_core.runnables import (
     ensure_config,
 )
 from langchain_core.tools import BaseTool
+from langchain_core.utils.uuid import uuid7
+from pydantic import model_validator
 
 from middleware.annotator import SAEAnnotator
 from middleware.scope import PREFIX
 
-_OPTIONS = "sensecheck"  # the keyword under which a call's own settings travel to the model
+_OPTIONS = "sensecheck"  # the keyword under which a call's own settings travel to the model, as a configuration
 
 
 class AnnotatedChatModel(BaseChatModel):
@@ -48,6 +50,25 @@ class AnnotatedChatModel(BaseChatModel):
 
     model: BaseChatModel
     annotator: SAEAnnotator
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_over(cls, values: Any) -> Any:
+        """What LangChain looks up at the outermost model (callbacks, cache, rate limiter, profile, ...) is the wrapped
+        model's, unless it is given."""
+        model = values.get("model") if isinstance(values, dict) else None
+        if not isinstance(model, BaseChatModel):
+            return values
+        return {**{name: getattr(model, name) for name in BaseChatModel.model_fields}, **values}
+
+    def __repr_args__(self) -> Any:
+        return [("model", self.model), ("annotator", self.annotator)]
+
+    @property
+    def model_name(self) -> str:
+        """The wrapped model's name, or its type. LangChain's agents look for it here, and else take ``model`` for it."""
+        names = [getattr(self.model, name, None) for name in ("model_name", "model", "model_id")]
+        return next((name for name in names if isinstance(name, str) and name), self.model._llm_type)
 
     @property
     def _llm_type(self) -> str:
@@ -76,15 +97,25 @@ class AnnotatedChatModel(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[AIMessageChunk]:  # fmt: skip
         """The answer piece by piece, as the wrapped model gives it."""
-        yield from super().stream(input, config, stop=stop, **_carried(config, kwargs))
+        config, kwargs = self._followed(config, kwargs, CallbackManager)
+        yield from super().stream(input, config, stop=stop, **kwargs)
 
     async def astream(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: list[str] | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[AIMessageChunk]:  # fmt: skip
         """Like :meth:`stream`, without blocking the event loop."""
-        async for chunk in super().astream(input, config, stop=stop, **_carried(config, kwargs)):
+        config, kwargs = self._followed(config, kwargs, AsyncCallbackManager)
+        async for chunk in super().astream(input, config, stop=stop, **kwargs):
             yield chunk
+
+    def stream_events(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """As every chat model does it; ``version="v3"`` does not go through :meth:`stream`."""
+        return super().stream_events(input, config, **_carried(config, kwargs))
+
+    def astream_events(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """Like :meth:`stream_events`, without blocking the event loop."""
+        return super().astream_events(input, config, **_carried(config, kwargs))
 
     def bind_tools(
         self, tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool], **kwargs: Any
@@ -98,9 +129,19 @@ class AnnotatedChatModel(BaseChatModel):
         """As the wrapped model does it, by tools or by a response format."""
         return self._instead(self.model.with_structured_output(schema, include_raw=include_raw, **kwargs))
 
-    def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
+    def get_token_ids(self, text: str) -> list[int]:
+        """As the wrapped model splits the text."""
+        return self.model.get_token_ids(text)
+
+    def get_num_tokens(self, text: str) -> int:
+        """As the wrapped model counts them."""
+        return self.model.get_num_tokens(text)
+
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None, **kwargs: Any
+    ) -> int:
         """As the wrapped model counts them, without notes."""
-        return self.model.get_num_tokens_from_messages(messages, tools)
+        return self.model.get_num_tokens_from_messages(messages, tools, **kwargs)
 
     def _generate(
         self, messages: list[BaseMessage], stop: list[str] | None = None,
@@ -132,25 +173,48 @@ class AnnotatedChatModel(BaseChatModel):
             yield chunk
 
     def _should_stream(self, **kwargs: Any) -> bool:
-        return self.model._should_stream(**kwargs)
+        return self.model._should_stream(**_without_options(kwargs))
+
+    def _should_use_protocol_streaming(self, **kwargs: Any) -> bool:
+        return self.model._should_use_protocol_streaming(**_without_options(kwargs))
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> Any:
-        return self.model._get_ls_params(stop=stop, **kwargs)
+        return self.model._get_ls_params(stop=stop, **_without_options(kwargs))
 
     def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
-        own = {name: value for name, value in kwargs.items() if name != _OPTIONS}
-        return self.model._get_invocation_params(stop=stop, **own)
+        return self.model._get_invocation_params(stop=stop, **_without_options(kwargs))
+
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        """Key of cached answers: they are not those of the wrapped model, nor those under other settings."""
+        options = kwargs.get(_OPTIONS, {}).get("configurable")
+        annotator = f"{self.annotator.source!r} {self.annotator.model_dump()} {options}"
+        return f"{annotator} {self.model._get_llm_string(stop=stop, **_without_options(kwargs))}"
 
     def _combine_llm_outputs(self, _llm_outputs: list[dict[str, Any] | None], /) -> dict[str, Any]:
         return self.model._combine_llm_outputs(_llm_outputs)
 
+    def _followed(
+        self, config: RunnableConfig | None, kwargs: dict[str, Any], manager: Any
+    ) -> tuple[RunnableConfig, dict[str, Any]]:
+        """``config`` with a number for the run, and ``kwargs`` with its callbacks: LangChain does not tell streams."""
+        config = ensure_config(config)
+        run_id = config["run_id"] = config.get("run_id") or uuid7()
+        callbacks = manager.configure(
+            config.get("callbacks"), self.callbacks, False, config.get("tags"), self.tags, config.get("metadata"),
+            self.metadata,
+        )  # fmt: skip
+        callbacks.parent_run_id = run_id
+        kwargs = _carried(config, kwargs)
+        return config, {**kwargs, _OPTIONS: {**kwargs.get(_OPTIONS, {}), "callbacks": callbacks}}
+
     def _instead(self, runnable: Runnable[Any, Any]) -> Runnable[Any, Any]:
-        """``runnable`` with this model where it has the wrapped one."""
+        """``runnable`` with this model where it has the wrapped one, or a changed copy of that."""
         if runnable is self.model:
             return self
+        if isinstance(runnable, BaseChatModel):
+            return self.model_copy(update={"model": runnable})
         if isinstance(runnable, RunnableBinding):
-            parts = {name: getattr(runnable, name) for name in ("kwargs", "config", "config_factories")}
-            return RunnableBinding(bound=self._instead(runnable.bound), **parts)
+            return runnable.model_copy(update={"bound": self._instead(runnable.bound)})
         if isinstance(runnable, RunnableSequence):
             return RunnableSequence(*map(self._instead, runnable.steps), name=runnable.name)
         if isinstance(runnable, RunnableParallel):
@@ -162,12 +226,19 @@ def _carried(config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str,
     """``kwargs`` with the settings for this call, since models are not shown their configuration."""
     configurable = ensure_config(config).get("configurable") or {}
     options = {name: value for name, value in configurable.items() if name.startswith(PREFIX)}
-    return {**kwargs, _OPTIONS: options} if options else kwargs
+    own = _without_options(kwargs)
+    return {**own, _OPTIONS: {"configurable": options}} if options else own
+
+
+def _without_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """``kwargs`` as the wrapped model may see them."""
+    return {name: value for name, value in kwargs.items() if name != _OPTIONS}
 
 
 def _config(kwargs: dict[str, Any], run: Any, manager: Any) -> RunnableConfig:
-    """The configuration of the annotation inside a model's run; takes this call's settings out of ``kwargs``."""
-    config: RunnableConfig = {"configurable": kwargs.pop(_OPTIONS, {})}
-    if run is not None:
-        config["callbacks"] = manager(run.handlers, run.inheritable_handlers, run.run_id)
-    return config
+    """The configuration of the annotation inside a model's run; takes it out of ``kwargs``."""
+    config: RunnableConfig = kwargs.pop(_OPTIONS, {})
+    if run is None:
+        return config
+    callbacks = manager(run.handlers, run.inheritable_handlers, run.run_id, tags=run.tags, metadata=run.metadata)
+    return {**config, "callbacks": callbacks}

@@ -45,6 +45,10 @@ class CatalogSource:
             raise TypeError("A source made from an open inspector cannot be pickled; use CatalogSource.open.")
         return _reopen, (self._opened, self.tokens)
 
+    def __repr__(self) -> str:
+        view = self.inspector.view
+        return f"CatalogSource({view.model_name!r}, sae={view.sae_fingerprint!r})"
+
     def inspect(self, request: InspectionRequest, *, deadline: float) -> Reading:
         """See :class:`InspectionSource`. A reading that is late goes on in its thread and is dropped."""
         return self._wait(self._submit(request), deadline)
