@@ -64,7 +64,9 @@ class ValidationConfig(Strict):
     fresh_texts: int = 6
     """Per feature."""
     epochs: float | None = None
-    """Passes of the second run and of the control's training; None: as many as the dictionary's own."""
+    """Passes of the second run over the text; None: as many as the dictionary's own."""
+    control_tokens: int | None = 300_000
+    """Training tokens of the control, which is trained for as many steps as the second run; None: all."""
 
 
 class ConceptConfig(Strict):
@@ -97,7 +99,7 @@ class BuildConfig(Strict):
     concepts: ConceptConfig = ConceptConfig()
 
     def repeated(self) -> TrainConfig:
-        """How the second run and the control are trained."""
+        """How the second run is trained; the control takes as many steps."""
         return self.train.model_copy(update={"epochs": self.validation.epochs or self.train.epochs})
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
+from safetensors import safe_open
 
 from sae_runtime.build.corpus import SPLITS, load_sequences
 from sae_runtime.build.stages import Stage, read_tensors, write_tensors
@@ -27,7 +28,14 @@ class Engine(Protocol):
         """Free what the engine holds."""
 
 
-def run_harvest(stage: Stage, corpus: Stage, open_engine: Callable[[], Engine], *, batch_tokens: int) -> None:
+def run_harvest(
+    stage: Stage,
+    corpus: Stage,
+    open_engine: Callable[[], Engine],
+    *,
+    batch_tokens: int,
+    train_tokens: int | None = None,
+) -> None:
     """Capture all splits of ``corpus``; a killed run goes on with the first missing shard.
 
     A shard holds ``residual`` bfloat16 ``[n, d_model]`` and, per row, ``token`` int32, ``sequence`` int32 (index in the
@@ -38,8 +46,9 @@ def run_harvest(stage: Stage, corpus: Stage, open_engine: Callable[[], Engine], 
         corpus: finished corpus stage.
         open_engine: called when something is to be captured.
         batch_tokens: padded tokens per forward pass.
+        train_tokens: of the train split take whole shards up to about so many tokens; None: all.
     """
-    plan = [(split, part, rows) for split in SPLITS for part, rows in enumerate(shards(load_sequences(corpus, split)))]
+    plan = _plan(corpus, train_tokens)
     tokens = sum(len(ids) for _, _, rows in plan for _, ids in rows)
     engine: Engine | None = None
     began, fresh = time.monotonic(), 0
@@ -64,9 +73,22 @@ def run_harvest(stage: Stage, corpus: Stage, open_engine: Callable[[], Engine], 
     })  # fmt: skip
 
 
+def _plan(corpus: Stage, train_tokens: int | None) -> list[tuple[str, int, list[tuple[int, list[int]]]]]:
+    """Split, number and sequences of each shard."""
+    plan = [(split, part, rows) for split in SPLITS for part, rows in enumerate(shards(load_sequences(corpus, split)))]
+    most = sys.maxsize if train_tokens is None else -(-train_tokens // _SHARD_TOKENS)
+    return [item for item in plan if item[0] != "train" or item[1] < most]
+
+
 def disk_estimate(tokens: int, d_model: int) -> int:
     """Bytes of the shards of ``tokens`` tokens."""
     return tokens * (2 * d_model + 12)
+
+
+def load_counts(stage: Stage) -> dict[str, int]:
+    """Activations in each split of a finished harvest, attention sinks left out."""
+    shards = stage.summary()["shards"]
+    return {split: sum(_rows(stage, split, part) for part in range(count)) for split, count in shards.items()}
 
 
 def load_residual(stage: Stage, split: str) -> dict[str, torch.Tensor]:
@@ -103,6 +125,11 @@ def shards(sequences: list[list[int]]) -> list[list[tuple[int, list[int]]]]:
         shards[-1].append(item)
         room -= len(item[1])
     return [sorted(shard, key=lambda item: len(item[1])) for shard in shards]
+
+
+def _rows(stage: Stage, split: str, part: int) -> int:
+    with safe_open(stage.folder / f"{split}-{part:04d}.safetensors", "pt") as shard:
+        return shard.get_slice("token").get_shape()[0]
 
 
 def _capture(engine: Engine, rows: list[tuple[int, list[int]]], batch_tokens: int) -> dict[str, torch.Tensor]:

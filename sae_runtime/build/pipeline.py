@@ -20,7 +20,7 @@ from sae_runtime.build.corpus import fill_corpus
 from sae_runtime.build.features.describe import Writer, load_described, run_describe
 from sae_runtime.build.features.gates import load_validations, save_validations
 from sae_runtime.build.features.validate import Candidate, context_figures, validate
-from sae_runtime.build.harvest import Engine, load_residual, run_harvest
+from sae_runtime.build.harvest import Engine, load_counts, load_residual, run_harvest
 from sae_runtime.build.imported import import_sae
 from sae_runtime.build.measure import run_measure
 from sae_runtime.build.metrics import reconstruction_figures
@@ -151,7 +151,13 @@ class _Build:
                 return self._vllm_engine()
             return self._engine(random_seed)
 
-        run_harvest(stage, self._steps["corpus"], open_engine, batch_tokens=self._config.harvest_batch_tokens)
+        run_harvest(
+            stage,
+            self._steps["corpus"],
+            open_engine,
+            batch_tokens=self._config.harvest_batch_tokens,
+            train_tokens=None if random_seed is None else self._config.validation.control_tokens,
+        )
 
     def _dictionary(self, stage: Stage) -> None:
         if self._config.sae:
@@ -165,7 +171,11 @@ class _Build:
         config = self._config
         metadata = {"model_name": self._plan.model.name, "hook_name": f"blocks.{config.layer}.hook_resid_post"}
         seed = config.seed + (harvest == "harvest" and again)
-        run_train(stage, self._steps[harvest], config.repeated() if again else config.train, seed, metadata)
+        settings = config.repeated() if again else config.train
+        if harvest != "harvest":  # fewer tokens, as many steps
+            every, some = (load_counts(self._steps[name])["train"] for name in ("harvest", harvest))
+            settings = settings.model_copy(update={"epochs": settings.epochs * every / some})
+        run_train(stage, self._steps[harvest], settings, seed, metadata)
 
     def _measure(self, stage: Stage) -> None:
         run_measure(stage, self._plan, load_trained(self._steps["train"]))

@@ -86,8 +86,9 @@ def _bytes(plan: BuildPlan, name: str) -> int | None:
         return _size(step.folder)
     d_model = TransformersEngine.width(plan.model.path)
     if name.endswith("harvest"):
-        corpus = plan.config.corpus
-        return disk_estimate(corpus.train_tokens + corpus.validation_tokens + corpus.test_tokens, d_model)
+        corpus, limit = plan.config.corpus, plan.config.validation.control_tokens
+        train = min(corpus.train_tokens, limit or corpus.train_tokens) if name.startswith("control") else corpus.train_tokens
+        return disk_estimate(train + corpus.validation_tokens + corpus.test_tokens, d_model)
     if name.endswith("train") or name == "again":
         parameters = 2 * plan.config.train.width * d_model
         return parameters * (2 + 12)  # the dictionary, and a checkpoint with the optimiser's state until it is finished

@@ -141,7 +141,6 @@ class Detector:
             )
         mentions, misreads = [], []
         for placed in plan.mentions:
-            assert features is not None  # noqa: S101 (a mention's readout has latents)
             mention, misread = self._judge(placed, plan, features)
             mentions.append(mention)
             misreads += [misread] if misread else []
@@ -157,12 +156,13 @@ class Detector:
         return self._readouts[placed.mention.concept.slug]
 
     def _judge(
-        self, placed: PlacedMention, plan: Plan, features: PromptFeatures
+        self, placed: PlacedMention, plan: Plan, features: PromptFeatures | None
     ) -> tuple[MentionReading, Misread | None]:
         concept, start, end = placed.mention.concept, placed.mention.start, placed.mention.end
         text = plan.messages[placed.message]["content"]
         readout = self._readout(placed)
-        pooled = features.pooled(placed.tokens, self.width)[readout.latents]
+        # A glossary's term may have no latents at all, when nothing told its sentences apart; its bias says "unknown".
+        pooled = np.zeros(0) if features is None else features.pooled(placed.tokens, self.width)[readout.latents]
         reading = readout.senses(pooled)
         intended, evidence = intended_senses(concept, text, start, end, plan.domain)
         place = {

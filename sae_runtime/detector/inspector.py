@@ -143,8 +143,11 @@ class Inspector:
         for found in planned:
             if isinstance(found, tuple):
                 detector, plan = found
-                reading = detector.reading(plan, next(features) if plan.needs_model else None)
-                results.append(reading.timed([*marks, time.perf_counter()]))
+                own = next(features) if plan.needs_model else None
+                try:
+                    results.append(detector.reading(plan, own).timed([*marks, time.perf_counter()]))
+                except Exception as error:
+                    results.append(error)
             else:
                 results.append(found)
         return results
