@@ -152,7 +152,7 @@ class SAEAnnotator(RunnableSerializable[AnnotatorInput, list[BaseMessage]]):
         def run(
             values: list[AnnotatorInput], run_manager: list[_Run], config: list[RunnableConfig]
         ) -> list[Exception | list[BaseMessage]]:
-            return [_messages(found) for found in self._annotate_batch(values, config)]
+            return [_messages(found) for found in self.annotate_batch(values, config)]
 
         return self._batch_with_config(run, inputs, config, return_exceptions=return_exceptions)
 
@@ -169,7 +169,7 @@ class SAEAnnotator(RunnableSerializable[AnnotatorInput, list[BaseMessage]]):
         async def run(
             values: list[AnnotatorInput], run_manager: list[_ARun], config: list[RunnableConfig]
         ) -> list[Exception | list[BaseMessage]]:
-            return [_messages(found) for found in await self._aannotate_batch(values, config)]
+            return [_messages(found) for found in await self.aannotate_batch(values, config)]
 
         return await self._abatch_with_config(run, inputs, config, return_exceptions=return_exceptions)
 
@@ -180,14 +180,14 @@ class SAEAnnotator(RunnableSerializable[AnnotatorInput, list[BaseMessage]]):
             InputError: the input is nothing that a chat model takes (whatever ``on_error`` says).
             SensecheckError: the reading failed and ``on_error`` is ``"raise"``.
         """
-        (found,) = self._annotate_batch([input], [config or {}])
+        (found,) = self.annotate_batch([input], [config or {}])
         if isinstance(found, Exception):
             raise found
         return found
 
     async def aannotate(self, input: AnnotatorInput, config: RunnableConfig | None = None) -> Annotated:
         """Like :meth:`annotate`, without blocking the event loop."""
-        (found,) = await self._aannotate_batch([input], [config or {}])
+        (found,) = await self.aannotate_batch([input], [config or {}])
         if isinstance(found, Exception):
             raise found
         return found
@@ -209,10 +209,12 @@ class SAEAnnotator(RunnableSerializable[AnnotatorInput, list[BaseMessage]]):
     def _first_request(self) -> InspectionRequest:
         return InspectionRequest([{"role": "user", "content": "Hello."}], [0], glossary=self.glossary)
 
-    def _annotate_batch(
-        self, values: Sequence[AnnotatorInput], configs: Sequence[RunnableConfig]
+    def annotate_batch(
+        self, inputs: Sequence[AnnotatorInput], configs: Sequence[RunnableConfig] | None = None
     ) -> list[Annotated | Exception]:
-        jobs = [Job.of(self, value, config) for value, config in zip(values, configs, strict=True)]
+        """Like :meth:`annotate` for several prompts, which are read together; errors stand in their prompts' places."""
+        configs = configs or [{}] * len(inputs)
+        jobs = [Job.of(self, value, config) for value, config in zip(inputs, configs, strict=True)]
         for some in by_source(jobs):
             requests, deadline = [job.request for job in some], self._deadline(some)
             source, limit = some[0].source, configs[0].get("max_concurrency")
@@ -230,10 +232,12 @@ class SAEAnnotator(RunnableSerializable[AnnotatorInput, list[BaseMessage]]):
                 dispatch(payload(job.result, annotated=not self.observe), config)
         return results
 
-    async def _aannotate_batch(
-        self, values: Sequence[AnnotatorInput], configs: Sequence[RunnableConfig]
+    async def aannotate_batch(
+        self, inputs: Sequence[AnnotatorInput], configs: Sequence[RunnableConfig] | None = None
     ) -> list[Annotated | Exception]:
-        jobs = [Job.of(self, value, config) for value, config in zip(values, configs, strict=True)]
+        """Like :meth:`annotate_batch`, without blocking the event loop."""
+        configs = configs or [{}] * len(inputs)
+        jobs = [Job.of(self, value, config) for value, config in zip(inputs, configs, strict=True)]
         for some in by_source(jobs):
             requests, deadline = [job.request for job in some], self._deadline(some)
             source, limit = some[0].source, configs[0].get("max_concurrency")

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
-from langchain_core.callbacks import adispatch_custom_event, dispatch_custom_event
 from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import get_async_callback_manager_for_config, get_callback_manager_for_config
 
 from middleware.types import Annotated
 
@@ -49,10 +49,12 @@ def payload(result: Annotated, *, annotated: bool) -> ReadingEvent:
 
 
 def dispatch(event: ReadingEvent, config: RunnableConfig) -> None:
-    """Send the event to the callbacks of the run that ``config`` belongs to."""
-    dispatch_custom_event(READING_EVENT, event, config=config)
+    """Send the event to the callbacks in ``config``, as part of the run that they belong to, if there is one."""
+    callbacks = get_callback_manager_for_config(config)
+    callbacks.on_custom_event(READING_EVENT, event, run_id=callbacks.parent_run_id)
 
 
 async def adispatch(event: ReadingEvent, config: RunnableConfig) -> None:
     """Like :func:`dispatch`, without blocking the event loop."""
-    await adispatch_custom_event(READING_EVENT, event, config=config)
+    callbacks = get_async_callback_manager_for_config(config)
+    await callbacks.on_custom_event(READING_EVENT, event, run_id=callbacks.parent_run_id)

@@ -17,7 +17,14 @@ from tenacity import AsyncRetrying, Retrying, retry_if_exception_type, stop_befo
 from middleware.sources.base import InspectionRequest, Outcome
 from sae_runtime.catalog.view import CatalogView
 from sae_runtime.detector import Reading
-from sae_runtime.errors import FingerprintError, InputError, InspectionTimeout, ServerError, UnavailableError
+from sae_runtime.errors import (
+    FingerprintError,
+    InputError,
+    InspectionTimeout,
+    SensecheckError,
+    ServerError,
+    UnavailableError,
+)
 from sae_runtime.paths import CATALOG_FILE
 from sae_runtime.serving import bearer
 
@@ -25,14 +32,17 @@ _ROUTE = "/v1/sae/inspect"
 _HEALTH = "/v1/sae/health"
 _JSON = {"Content-Type": "application/json"}
 _AT_ONCE = 16  # readings of one batch under way when the caller names no limit; the server takes 64
-_FIRST_PAUSE = 0.05  # seconds before a second try; doubled for each further one
+_FIRST_PAUSE = 0.05  # seconds before a second try at most; doubled for each further one
+_LAST_TRY = 0.4  # seconds after the first one
+_REMEDY = "See the server's log, and check that the address is that of `sensecheck serve`."
 _MAX_ANSWER = 64 * 2**20  # bytes; a reading with all tokens of the longest prompt has a few million
 
 
 class ServerSource:
     """Reads through ``POST /v1/sae/inspect`` of a server started by ``sensecheck serve``; connections are pooled.
 
-    A server that is busy, restarting or drops the connection is asked again as long as the deadline allows.
+    A server that is busy, restarting or drops the connection is asked again a few times within 0.4 s, if the deadline
+    allows.
 
     Args:
         url: the server's root, for example ``http://127.0.0.1:8000``.
@@ -138,8 +148,7 @@ class ServerSource:
                     received += piece
                     if time.monotonic() > end:
                         raise InspectionTimeout.after(deadline)
-                    if len(received) > _MAX_ANSWER:
-                        raise ServerError(f"{self.url} sent more than {_MAX_ANSWER} bytes.", "See the server's log.")
+                    self._check_size(received)
                 return _parse(response.status_code, bytes(received))
         except httpx.HTTPError as error:
             raise self._failure(error, deadline) from error
@@ -149,24 +158,37 @@ class ServerSource:
         try:
             if self._expected is not None:
                 self._check(await client.get(_HEALTH, timeout=deadline))
-            response = await client.post(_ROUTE, content=body, headers=_JSON, timeout=deadline)
+            async with client.stream("POST", _ROUTE, content=body, headers=_JSON, timeout=deadline) as response:
+                received = bytearray()
+                async for piece in response.aiter_bytes():
+                    received += piece
+                    self._check_size(received)
+                return _parse(response.status_code, bytes(received))
         except httpx.HTTPError as error:
             raise self._failure(error, deadline) from error
-        return _parse(response.status_code, response.content)
 
     def _async_client(self) -> httpx.AsyncClient:
         loop = asyncio.get_running_loop()
         if loop not in self._clients:
+            for known in self._clients.keyrefs():  # a client holds its loop: without this, neither would ever go
+                if (other := known()) is not None and other.is_closed():
+                    self._clients.pop(other, None)
             self._clients[loop] = httpx.AsyncClient(base_url=self.url, headers=self._headers)
         return self._clients[loop]
+
+    def _check_size(self, received: bytearray) -> None:
+        if len(received) > _MAX_ANSWER:
+            raise ServerError(f"{self.url} sent more than {_MAX_ANSWER} bytes.", "See the server's log.")
 
     def _check(self, response: httpx.Response) -> None:
         """Compare the server's fingerprints with those of the catalog that was given; once is enough."""
         expected = self._expected
         if expected is None:  # another thread has just compared them
             return
+        if not response.is_success:
+            raise _refusal(response.status_code, response.content)
         try:
-            found = response.raise_for_status().json()["fingerprints"]
+            found = dict(response.json()["fingerprints"])
         except (ValueError, KeyError, TypeError) as error:
             raise ServerError(f"{self.url} does not say what it reads with.", "Start `sensecheck serve`.") from error
         if differing := [name for name, value in expected.fingerprints.items() if found.get(name) != value]:
@@ -193,7 +215,7 @@ def _policy(deadline: float) -> dict[str, Any]:
     return {
         "retry": retry_if_exception_type(UnavailableError),
         "wait": wait_random_exponential(multiplier=_FIRST_PAUSE, max=1.0),
-        "stop": stop_before_delay(min(deadline, 8 * _FIRST_PAUSE)),
+        "stop": stop_before_delay(min(deadline, _LAST_TRY)),
         "reraise": True,
     }
 
@@ -218,12 +240,15 @@ def _body(request: InspectionRequest, tokens: bool) -> bytes:
 
 
 def _parse(status: int, content: bytes) -> Reading:
-    remedy = "See the server's log, and check that the address is that of `sensecheck serve`."
-    if 200 <= status < 300:
-        try:
-            return Reading.model_validate_json(content)
-        except ValueError as error:
-            raise ServerError("The server's answer is no reading.", remedy) from error
+    if not 200 <= status < 300:
+        raise _refusal(status, content)
+    try:
+        return Reading.model_validate_json(content)
+    except ValueError as error:
+        raise ServerError("The server's answer is no reading.", _REMEDY) from error
+
+
+def _refusal(status: int, content: bytes) -> SensecheckError:
     try:
         detail: Any = json.loads(content)["error"]["message"]
     except (ValueError, KeyError, TypeError):
@@ -231,4 +256,4 @@ def _parse(status: int, content: bytes) -> Reading:
     kind = (
         InputError if status in (400, 413, 422) else UnavailableError if status in (429, 502, 503, 504) else ServerError
     )
-    raise kind(f"The server answered {status}: {detail}.", remedy)
+    return kind(f"The server answered {status}: {detail}.", _REMEDY)

@@ -98,7 +98,9 @@ def _keys(
     keys["measure"] = key("measure", keys["train"])
     keys["describe"] = key("describe", keys["train"])
     keys["again"] = key("train", keys["harvest"], repeated, config.seed + 1)
-    keys["control-harvest"] = key("harvest", keys["harvest"], "random weights", config.seed, config.validation.control_tokens)
+    keys["control-harvest"] = key(
+        "harvest", keys["harvest"], "random weights", config.seed, config.validation.control_tokens
+    )
     keys["control-train"] = key("train", keys["control-harvest"], repeated, config.seed)
     keys["control-describe"] = key("describe", keys["control-train"])
     keys["validate"] = key("validate", keys["describe"], keys["again"], keys["control-describe"], validate)

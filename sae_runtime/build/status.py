@@ -87,7 +87,11 @@ def _bytes(plan: BuildPlan, name: str) -> int | None:
     d_model = TransformersEngine.width(plan.model.path)
     if name.endswith("harvest"):
         corpus, limit = plan.config.corpus, plan.config.validation.control_tokens
-        train = min(corpus.train_tokens, limit or corpus.train_tokens) if name.startswith("control") else corpus.train_tokens
+        train = (
+            min(corpus.train_tokens, limit or corpus.train_tokens)
+            if name.startswith("control")
+            else corpus.train_tokens
+        )
         return disk_estimate(train + corpus.validation_tokens + corpus.test_tokens, d_model)
     if name.endswith("train") or name == "again":
         parameters = 2 * plan.config.train.width * d_model

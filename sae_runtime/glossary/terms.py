@@ -19,7 +19,7 @@ from sae_runtime.errors import InputError
 MAX_TERMS = 64
 MAX_EXAMPLES = 24
 
-Line = Annotated[str, Field(min_length=1, max_length=400)]
+Sentence = Annotated[str, Field(min_length=1, max_length=400)]
 
 
 class Term(BaseModel):
@@ -42,8 +42,8 @@ class Term(BaseModel):
     forms: list[Annotated[str, Field(min_length=2, max_length=60)]] = Field(default=[], max_length=48)
     note: Annotated[str, Field(max_length=240)] = ""
     otherwise: list[Annotated[str, Field(min_length=2, max_length=200)]] = Field(default=[], max_length=8)
-    examples: list[Line] = Field(default=[], max_length=MAX_EXAMPLES)
-    counterexamples: list[Line] = Field(default=[], max_length=MAX_EXAMPLES)
+    examples: list[Sentence] = Field(default=[], max_length=MAX_EXAMPLES)
+    counterexamples: list[Sentence] = Field(default=[], max_length=MAX_EXAMPLES)
 
     @field_validator("otherwise", "examples", "counterexamples", "forms", mode="before")
     @classmethod

@@ -34,7 +34,7 @@ EXAMPLES = [  # prompt, declared domain; the last one is read as it is meant
 def launch(backend: Backend, *, port: int) -> None:
     """Serve the chat on loopback until interrupted."""
     annotator = SAEAnnotator(
-        source=ServerSource(backend.url, api_key=backend.api_key, tokens=True), deadline=_READING_SECONDS
+        source=ServerSource(backend.url, api_key=backend.api_key, tokens=True), deadline=_READING_SECONDS, grace=None
     )
     start_page(build_page(annotator, backend), port=port, block=True)
 
