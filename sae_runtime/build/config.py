@@ -76,6 +76,10 @@ class ConceptConfig(Strict):
     # Cross-validated accuracy on the fit contexts at 24, 48, 96, 192 features: 0.885, 0.888, 0.887, 0.886 (small model)
     # and 0.874, 0.888, 0.888, 0.882 (default model).
     max_features: int = 48
+    min_correlation: float = 0.5
+    """Of the latents that signatures may use: with a latent of a second training run, on unseen text."""
+    min_samples: int = 10
+    """Of those latents: tokens of the validation split on which they fire."""
     catalogued_latents: int = 2048
 
 

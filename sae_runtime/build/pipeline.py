@@ -217,10 +217,11 @@ class _Build:
     def _publish(self, target: Path) -> dict[str, Any]:
         steps, plan = self._steps, self._plan
         results = load_validations(steps["validate"])
-        allowed = [result.index for result in results if result.passed]
+        allowed = [result.index for result in results if result.readable(self._config.concepts)]
         if not allowed:
             raise InputError(
-                "No feature passed validation.", "Train on more text, or relax `validation` in the configuration."
+                "No latent is stable enough for a signature.",
+                "Train on more text, or relax `concepts.min_correlation` in the configuration.",
             )
         signatures = fit_signatures(plan, steps["contexts"], allowed)
         built = Built(

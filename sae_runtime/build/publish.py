@@ -126,7 +126,8 @@ def check_target(target: Path) -> None:
 
 
 def _catalogued_latents(built: Built) -> list[int]:
-    """Latents of all signatures, then those that passed all gates, best descriptions first, up to the wanted number."""
+    """Latents of all signatures, then those whose descriptions passed all gates, best ones first, up to the wanted
+    number."""
     chosen = {int(column) for signature in built.signatures.values() for column in signature.readout.columns}
     rest = [item for item in built.validations if item.index not in chosen and item.passed]
     rest.sort(key=lambda item: (-item.scores.balanced_accuracy, item.index))
@@ -167,7 +168,8 @@ def _add_features(session: Session, sae: SaeRow, built: Built, chosen: list[int]
                 sae_id=sae.id,
                 index=index,
                 label=item.label,
-                description=written_sentence(built.writer, item) if built.writer else item.sentence,
+                validated=checked.passed,
+                description=_sentence(built, item, checked),
                 predicate={name: value for name, value in item.predicate.items() if name not in _NUMBERS},
                 promoted=item.promoted,
                 density=item.density,
@@ -191,6 +193,13 @@ def _add_features(session: Session, sae: SaeRow, built: Built, chosen: list[int]
         )
     )
     return rows
+
+
+def _sentence(built: Built, item: Description, checked: Validation) -> str:
+    """What is said of a feature; where no description passed, that none did."""
+    if not checked.passed:
+        return f"No description passed validation. Strongest on “{item.label}”."
+    return written_sentence(built.writer, item) if built.writer else item.sentence
 
 
 def _purities(signatures: dict[str, Signature]) -> dict[int, float]:

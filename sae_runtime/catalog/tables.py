@@ -68,6 +68,7 @@ class BuildRow(Base):
 class FeatureRow(Base):
     """One SAE latent. ``index`` counts in the full dictionary; ``density`` is the share of tokens on which it fires.
 
+    ``validated``: whether its description passed all gates; the others are here because signatures read them.
     ``description`` is a sentence for people, ``predicate`` the same for machines (see ``build/predicates.py``),
     ``promoted`` the tokens that its decoder direction makes more likely. ``seed_correlation``: of its
     activations with those of its counterpart in a second training run, ``seed_cosine`` of their directions; ``sensitivity``: share of fresh texts made to fit the description that fire it; ``context_free``: the
@@ -81,6 +82,7 @@ class FeatureRow(Base):
     sae_id: Mapped[int] = mapped_column(ForeignKey("saes.id"))
     index: Mapped[int]
     label: Mapped[str]
+    validated: Mapped[bool] = mapped_column(server_default="0")
     description: Mapped[str] = mapped_column(server_default="")
     predicate: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
     promoted: Mapped[list[str]] = mapped_column(server_default="[]")

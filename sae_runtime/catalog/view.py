@@ -141,6 +141,7 @@ class FeatureDetail(BaseModel):
 
     index: int
     label: str
+    validated: bool
     description: str
     predicate: dict[str, Any]
     promoted: list[str]

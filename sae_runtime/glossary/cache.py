@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
-from sae_runtime.detector.detector import Detector
 from sae_runtime.glossary.terms import Glossary
+
+if TYPE_CHECKING:  # the detector's package imports this module
+    from sae_runtime.detector.detector import Detector
 
 _KEPT = 32
 

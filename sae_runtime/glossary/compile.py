@@ -11,15 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.catalog.view import Concept, Sense
-from sae_runtime.detector.detector import Detector, Plan
-from sae_runtime.detector.sites import site_tokens
 from sae_runtime.engines.features import PromptFeatures
 from sae_runtime.glossary.terms import Glossary, Term
+
+if TYPE_CHECKING:  # the detector's package imports this module
+    from sae_runtime.detector.detector import Detector, Plan
 
 Array = NDArray[np.float64]
 
@@ -82,6 +84,8 @@ def with_glossary(
         planned: from :func:`plans`.
         features: of those plans.
     """
+    from sae_runtime.detector.sites import site_tokens
+
     concepts = []
     for term, term_plans, term_features in zip(glossary.terms, planned, features, strict=True):
         texts = sentences(term)
@@ -108,7 +112,10 @@ def fit_term(term: Term, texts: Sequence[LabelledText], pooled: Array) -> Concep
     weights, bias, left_out = dual_ridge(pooled, np.where(meant, 1.0, -1.0))
     examples = int(min((given & meant).sum(), (given & ~meant).sum()))
     slope = _slope(examples)
-    accuracy = float(((left_out > 0) == meant)[given].mean()) if given.any() else 0.0
+    right = (left_out > 0) == meant
+    # Both sides weigh the same here, too: with ten counterexamples to three examples, "never" is right ten times.
+    sides = [right[given & side].mean() for side in (meant, ~meant) if (given & side).any()]
+    accuracy = float(np.mean(sides)) if sides else 0.0
     used = np.flatnonzero(np.abs(weights) > 1e-9)
     trusted = accuracy >= MIN_ACCURACY or examples < MIN_EXAMPLES
 

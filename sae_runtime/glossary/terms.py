@@ -99,8 +99,15 @@ class Glossary(BaseModel):
             for form in term.all_forms:
                 if owner.setdefault(form, term.term) != term.term:
                     raise ValueError(f"'{form}' belongs to both '{owner[form]}' and '{term.term}'")
-        if len({term.slug for term in self.terms}) < len(self.terms):
-            raise ValueError("a term is listed twice")
+        slugs: dict[str, str] = {}
+        for term in self.terms:
+            if (other := slugs.get(term.slug)) is not None:
+                raise ValueError(
+                    f"'{term.term}' is listed twice"
+                    if other == term.term
+                    else f"'{other}' and '{term.term}' differ in signs only; give one of them as a form of the other"
+                )
+            slugs[term.slug] = term.term
         return self
 
     @classmethod
@@ -134,8 +141,9 @@ class Glossary(BaseModel):
 
     @cached_property
     def key(self) -> str:
-        """A hash of the content."""
-        text = json.dumps(self.model_dump(), sort_keys=True, ensure_ascii=False)
+        """A hash of the content. The order of the terms does not matter."""
+        terms = sorted(self.model_dump()["terms"], key=lambda term: term["term"])
+        text = json.dumps(terms, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 

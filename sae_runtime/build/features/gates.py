@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_runtime.build.config import ValidationConfig
+from sae_runtime.build.config import ConceptConfig, ValidationConfig
 from sae_runtime.build.features.firings import Firings
 from sae_runtime.build.features.predicates import Mask, Predicate
 from sae_runtime.build.features.scores import Scores
@@ -34,7 +34,7 @@ class Validation:
 
     Attributes:
         index: latent.
-        scores: on the validation split.
+        scores: on the validation split; without a description only ``samples`` tells something.
         test: on the test split.
         correlation: of its activations with those of its counterpart in the second run; 0 when there is none.
         cosine: of its decoder direction with its counterpart's.
@@ -58,8 +58,13 @@ class Validation:
 
     @property
     def passed(self) -> bool:
-        """Whether it may enter the catalog."""
+        """Whether it may enter the catalog with its description."""
         return not self.failed
+
+    def readable(self, config: ConceptConfig) -> bool:
+        """Whether signatures may use it. They claim nothing of its description: what they read is tried on held-out
+        sentences. But it has to be a feature that a second training run finds too, and that fires on unseen text."""
+        return self.correlation >= config.min_correlation and self.scores.samples >= config.min_samples
 
     @property
     def keeps(self) -> bool:
@@ -80,7 +85,7 @@ def score(predicates: list[Predicate | None], validation: Split, test: Split) ->
     results = []
     with progress("validate", len(predicates)) as advance:
         for index, predicate in enumerate(predicates):
-            result = Validation(index)
+            result = Validation(index, Scores(samples=int(validation.firings.counts[index])))
             if predicate is not None:
                 result.scores = _score(predicate, validation, index)
                 result.test = _score(predicate, test, index)

@@ -37,15 +37,17 @@ def make_card(built: Built, figures: dict[str, Any], chosen: list[int], fingerpr
     """The card of artefacts that hold the latents ``chosen``."""
     plan = built.plan
     senses = sum(len(concept.senses) for concepts in plan.packs.values() for concept in concepts)
-    shipped = [built.validations[index] for index in chosen]
+    described = [built.validations[index] for index in chosen if built.validations[index].passed]
     corpus = plan.steps["corpus"].summary()
     return {
         "model": plan.model.name,
         "d_in": built.sae.d_in,
         "d_sae": built.sae.d_sae,
         **figures,
-        "features_validated_fraction": round(sum(v.passed for v in shipped) / len(shipped), 4),
-        "features_keeping_precision": round(sum(v.keeps for v in shipped) / len(shipped), 4),
+        "features_described": len(described),
+        "features_read_only": len(chosen) - len(described),
+        "features_validated_fraction": round(len(described) / max(1, len(chosen)), 4),
+        "features_keeping_precision": round(sum(v.keeps for v in described) / max(1, len(described)), 4),
         "concepts": len(built.signatures),
         "senses": senses,
         "latents_shipped": len(chosen) if built.sae.independent else built.sae.d_sae,
@@ -135,8 +137,9 @@ def _score_lists(results: list[Validation]) -> dict[str, list[float]]:
 
 
 def _examples(built: Built, chosen: list[int]) -> dict[str, Any]:
-    """Catalogued features from the top, middle and bottom of the ranking by balanced accuracy."""
-    ranked = sorted(chosen, key=lambda index: -built.validations[index].scores.balanced_accuracy)
+    """Described features from the top, middle and bottom of the ranking by balanced accuracy."""
+    described = [index for index in chosen if built.validations[index].passed]
+    ranked = sorted(described, key=lambda index: -built.validations[index].scores.balanced_accuracy)
     middle = max(0, len(ranked) // 2 - _SHOWN // 2)
     groups = {"best": ranked[:_SHOWN], "median": ranked[middle : middle + _SHOWN], "worst": ranked[-_SHOWN:]}
     return {

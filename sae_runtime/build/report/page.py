@@ -198,7 +198,7 @@ AIMS = (
     Aim("l0_fraction", "Active latents per token (L0)", 0.01, True, _as_share),
     Aim("ce_recovered", "Cross-entropy recovered", 0.98, False, _as_number),
     Aim("dead_fraction", "Dead latents", 0.01, True, _as_share),
-    Aim("kept_precision_share", "Catalogued features that keep their precision", 0.95, False, _as_share),
+    Aim("kept_precision_share", "Catalogued descriptions that keep their precision", 0.95, False, _as_share),
 )
 _MAX_FVU, _MAX_L0_FRACTION = AIMS[0].limit, AIMS[1].limit
 

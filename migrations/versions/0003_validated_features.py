@@ -1,4 +1,4 @@
-"""how a feature's activations correlate with those of a second training run
+"""which features' descriptions passed validation, and how activations correlate with those of a second training run
 
 Revision ID: 0003
 Revises: 0002
@@ -15,9 +15,11 @@ depends_on = None
 
 def upgrade() -> None:
     with op.batch_alter_table("features") as batch_op:
+        batch_op.add_column(sa.Column("validated", sa.Boolean(), nullable=False, server_default="0"))
         batch_op.add_column(sa.Column("seed_correlation", sa.Double(), nullable=True))
 
 
 def downgrade() -> None:
     with op.batch_alter_table("features") as batch_op:
         batch_op.drop_column("seed_correlation")
+        batch_op.drop_column("validated")
