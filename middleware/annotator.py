@@ -219,7 +219,7 @@ class SAEAnnotator(RunnableSerializable[AnnotatorInput, list[BaseMessage]]):
             requests, deadline = [job.request for job in some], self._deadline(some)
             source, limit = some[0].source, configs[0].get("max_concurrency")
             try:
-                with self._policy.guard():
+                with self._policy.guard(some[0].name):
                     if len(some) == 1:
                         some[0].outcome = source.inspect(requests[0], deadline=deadline)
                     else:
@@ -242,7 +242,7 @@ class SAEAnnotator(RunnableSerializable[AnnotatorInput, list[BaseMessage]]):
             requests, deadline = [job.request for job in some], self._deadline(some)
             source, limit = some[0].source, configs[0].get("max_concurrency")
             try:
-                with self._policy.guard():
+                with self._policy.guard(some[0].name):
                     if len(some) == 1:
                         some[0].outcome = await source.ainspect(requests[0], deadline=deadline)
                     else:
@@ -256,7 +256,8 @@ class SAEAnnotator(RunnableSerializable[AnnotatorInput, list[BaseMessage]]):
         return results
 
     def _deadline(self, jobs: Sequence[Job]) -> float:
-        return self._policy.deadline((job.request.characters for job in jobs), self.deadline, self.grace)
+        sizes = (job.request.characters for job in jobs)
+        return self._policy.deadline(sizes, self.deadline, self.grace, jobs[0].name)
 
     def _result(self, job: Job) -> Annotated | Exception:
         """What a job ends with; its result is kept for the event also where an error is raised."""
@@ -274,7 +275,7 @@ class SAEAnnotator(RunnableSerializable[AnnotatorInput, list[BaseMessage]]):
 
     def _annotated(self, job: Job, reading: Reading) -> Annotated:
         placed = place_notes(job.messages, reading.misreads, self.placement)
-        self._policy.count_reading(reading, job.request.characters)
+        self._policy.count_reading(reading, job.request.characters, job.name)
         notes = [misread.note for misread in reading.misreads]
         return Annotated(job.messages if self.observe else placed, notes, reading, None)
 

@@ -27,6 +27,7 @@ class Job:
 
     Attributes:
         source: who reads it.
+        name: the source's among the annotator's ``sources``; empty for its own.
         messages: the prompt as messages.
         request: what the source is asked.
         outcome: the reading, or why there is none.
@@ -35,6 +36,7 @@ class Job:
     """
 
     source: InspectionSource
+    name: str = ""
     messages: list[BaseMessage] = field(default_factory=list)
     request: InspectionRequest = _NOTHING
     outcome: Outcome | None = None
@@ -57,7 +59,7 @@ class Job:
                     raise InputError(
                         f"There is no source '{name}'.", f"Known: {', '.join(annotator.sources) or 'none'}."
                     )
-                job.source = annotator.sources[name]
+                job.source, job.name = annotator.sources[name], name
             own = {name: getattr(annotator, name) for name in ("domain", "glossary", "only", "without")}
             read = chosen(job.messages, annotator.read)
             # Other messages stay in: they are part of what the model sees.

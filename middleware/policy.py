@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,7 +37,8 @@ class Stats:
 class FailurePolicy:
     """Guards inspections: after five failures in a row none is tried for 30 s. Safe to share between threads.
 
-    A copy or a pickle of it begins with a closed circuit and counters at zero.
+    Each source of readings, known by its name, has a circuit and a learnt time of its own. A copy or a pickle begins with
+    closed circuits and counters at zero.
     """
 
     def __init__(self) -> None:
@@ -45,21 +46,21 @@ class FailurePolicy:
         cancelled = (BaseException, lambda error: not isinstance(error, Exception))
         self._breakers = SyncCircuitBreakerFactory(BREAKER_FAILURES, BREAKER_SECONDS, exclude=[InputError, cancelled])
         self._lock = threading.Lock()
-        self._prefills: deque[tuple[int, float]] = deque(maxlen=_PREFILLS)
+        self._prefills: defaultdict[str, deque[tuple[int, float]]] = defaultdict(lambda: deque(maxlen=_PREFILLS))
         self.stats = Stats()
 
     def __reduce__(self) -> Any:
         return FailurePolicy, ()
 
     @contextmanager
-    def guard(self) -> Iterator[None]:
-        """Run one inspection; its failure is counted by the breaker.
+    def guard(self, source: str = "") -> Iterator[None]:
+        """Run one inspection by a source; its failure is counted by the breaker.
 
         Raises:
             CircuitOpenError: the circuit is open and nothing was tried.
         """
         with self._lock:  # purgatory's state is not made for several threads
-            breaker = self._breakers.get_breaker("inspection")
+            breaker = self._breakers.get_breaker(f"source {source}")
             try:
                 breaker.__enter__()
             except OpenedState:
@@ -76,26 +77,27 @@ class FailurePolicy:
         with self._lock:
             breaker.__exit__(None, None, None)
 
-    def deadline(self, characters: Iterable[int], ceiling: float, grace: float | None) -> float:
-        """Seconds that a reading may take: the model's own time for such prompts, and ``grace`` beyond.
+    def deadline(self, characters: Iterable[int], ceiling: float, grace: float | None, source: str = "") -> float:
+        """Seconds that a source's reading may take: the model's own time for such prompts, and ``grace`` beyond.
 
         The model's time is that of the slowest of the last readings, in proportion for more text than any of them had. The
         ceiling holds at any time; alone when ``grace`` is None, and until a few readings have shown how fast the model is.
         """
         with self._lock:
-            if grace is None or len(self._prefills) < _ENOUGH:
+            prefills = self._prefills[source]
+            if grace is None or len(prefills) < _ENOUGH:
                 return ceiling
-            longest = max(1, max(size for size, _ in self._prefills))
-            slowest = max(seconds for _, seconds in self._prefills)
+            longest = max(1, max(size for size, _ in prefills))
+            slowest = max(seconds for _, seconds in prefills)
         return min(ceiling, grace + slowest * max(1.0, sum(characters) / longest))
 
-    def count_reading(self, reading: Reading, characters: int) -> None:
+    def count_reading(self, reading: Reading, characters: int, source: str = "") -> None:
         """Count a reading that succeeded."""
         with self._lock:
             self.stats.inspected += 1
             self.stats.flagged += bool(reading.misreads)
             if "features" in reading.timings_ms and reading.mentions:  # without a mention the model was not asked
-                self._prefills.append((characters, reading.timings_ms["features"] / 1e3))
+                self._prefills[source].append((characters, reading.timings_ms["features"] / 1e3))
         METRICS.count_reading(reading)
 
     def count_bypass(self, error: Exception) -> str:

@@ -6,14 +6,14 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import httpx
-from tenacity import AsyncRetrying, Retrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
 
+from middleware.sources.background import run
 from middleware.sources.base import InspectionRequest, Outcome
 from sae_runtime.catalog.view import CatalogView
 from sae_runtime.detector import Reading
@@ -58,7 +58,6 @@ class ServerSource:
         self.tokens = tokens
         self._options = {"api_key": api_key, "artefacts": artefacts}
         self._headers = bearer(api_key)
-        self._client = httpx.Client(base_url=self.url, headers=self._headers)
         # A connection belongs to the event loop that made it.
         self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
         self._expected = CatalogView.load(artefacts / CATALOG_FILE) if artefacts is not None else None
@@ -71,7 +70,7 @@ class ServerSource:
 
     def close(self) -> None:
         """Close the connections of synchronous calls."""
-        self._client.close()
+        run(self.aclose())
 
     async def aclose(self) -> None:
         """Close the connections of this event loop's calls."""
@@ -81,12 +80,7 @@ class ServerSource:
 
     def inspect(self, request: InspectionRequest, *, deadline: float) -> Reading:
         """See :class:`InspectionSource`."""
-        body = _body(request, self.tokens)
-        end = time.monotonic() + deadline
-        for attempt in Retrying(**_policy(deadline)):
-            with attempt:
-                return self._inspect(body, end, deadline)
-        raise AssertionError  # the loop returns or raises
+        return run(self.ainspect(request, deadline=deadline))
 
     async def ainspect(self, request: InspectionRequest, *, deadline: float) -> Reading:
         """See :class:`InspectionSource`."""
@@ -104,19 +98,7 @@ class ServerSource:
         self, requests: Sequence[InspectionRequest], *, deadline: float, limit: int | None = None
     ) -> list[Outcome]:
         """See :class:`InspectionSource`. The server computes what arrives together in common batches."""
-        end = time.monotonic() + deadline
-
-        def one(request: InspectionRequest) -> Outcome:
-            left = end - time.monotonic()
-            if left <= 0:
-                return InspectionTimeout.after(deadline)
-            try:
-                return self.inspect(request, deadline=left)
-            except Exception as error:
-                return error
-
-        with ThreadPoolExecutor(_at_once(requests, limit), thread_name_prefix="sensecheck") as pool:
-            return list(pool.map(one, requests))
+        return run(self.ainspect_batch(requests, deadline=deadline, limit=limit))
 
     async def ainspect_batch(
         self, requests: Sequence[InspectionRequest], *, deadline: float, limit: int | None = None
@@ -136,22 +118,6 @@ class ServerSource:
                     return error
 
         return list(await asyncio.gather(*map(one, requests)))
-
-    def _inspect(self, body: bytes, end: float, deadline: float) -> Reading:
-        left = max(1e-3, end - time.monotonic())  # httpx's own limits hold for each step, ours for all of them together
-        try:
-            if self._expected is not None:
-                self._check(self._client.get(_HEALTH, timeout=left))
-            with self._client.stream("POST", _ROUTE, content=body, headers=_JSON, timeout=left) as response:
-                received = bytearray()
-                for piece in response.iter_bytes():
-                    received += piece
-                    if time.monotonic() > end:
-                        raise InspectionTimeout.after(deadline)
-                    self._check_size(received)
-                return _parse(response.status_code, bytes(received))
-        except httpx.HTTPError as error:
-            raise self._failure(error, deadline) from error
 
     async def _ainspect(self, body: bytes, deadline: float) -> Reading:
         client = self._async_client()

@@ -161,7 +161,8 @@ def dual_ridge(x: Array, y: Array) -> tuple[Array, float, Array]:
     inverse = np.linalg.inv(kernel + np.diag(ridge / (balance * len(y))))
     middle = float(balance @ y)
     dual = inverse @ (y - middle)
-    left_out = y - dual / inverse.diagonal()
+    # As refitting without the row, which also moves the centre and the mean label (the last term).
+    left_out = y - dual / (inverse.diagonal() - balance**2 * len(y) / ridge)
     weights = centred.T @ dual
     return weights, middle - float(centre @ weights), left_out
 

@@ -184,6 +184,22 @@ def test_each_prompt_has_its_own_configuration(fake: FakeInspector, call: Call) 
     assert fake.batches == [(3, None)]  # the first configuration is the batch's, as in LangChain
 
 
+@pytest.mark.parametrize("on_error", ["pass", "raise"])
+def test_annotations_can_be_had_in_batches_with_errors_in_their_places(
+    fake: FakeInspector, call: Call, on_error: Any
+) -> None:
+    fake.outcomes = [None, BOOM, None]
+    annotator = SAEAnnotator(source=fake, on_error=on_error)
+    first, broken, third, unreadable = call(annotator, "annotate_batch", ["bank", "bank", "spring", 42])
+    assert (first.notes, third.notes, fake.batches) == (["River."], ["Coil."], [(3, None)])
+    assert isinstance(unreadable, InputError)
+    assert broken is BOOM if on_error == "raise" else broken.bypass == "EngineError"
+    assert call(annotator, "annotate_batch", []) == []
+    configs = [{"max_concurrency": 2}, {"configurable": {"sensecheck_without": ["bank"]}}]
+    assert [found.notes for found in call(annotator, "annotate_batch", ["bank", "bank"], configs)] == [["River."], []]
+    assert fake.batches == [(3, None), (2, 2)]
+
+
 def test_there_is_one_event_per_prompt_in_their_order(fake: FakeInspector, call: Call) -> None:
     fake.outcomes = [None, BOOM, None]
     recorder = Recorder()

@@ -166,7 +166,7 @@ def test_key_figures_stand_against_their_aims(written: Callable[[dict[str, Any]]
     assert "Active latents per token (L0) 0.95 % aim at most 1 %: met" in words
     assert "Cross-entropy recovered 0.9750 aim at least 0.98: not met" in words
     assert "Dead latents 0.00 % aim at most 1 %: met" in words
-    assert "Catalogued features that keep their precision 96.00 % aim at least 95 %: met" in words
+    assert "Catalogued descriptions that keep their precision 96.00 % aim at least 95 %: met" in words
 
 
 def test_a_figure_never_looks_like_the_other_side_of_its_aim() -> None:
@@ -209,7 +209,7 @@ def test_identities_are_unique_and_references_resolve(written: Callable[[dict[st
 def test_a_complete_report_misses_nothing(written: Callable[[dict[str, Any]], Page]) -> None:
     words = written(complete()).words
     assert "The build did not measure" not in words
-    assert "Every gate is passed by 99.00 % of the live latents and by 71.00 % of the catalogued features." in words
+    assert "Every gate is passed by 99.00 % of the live latents and by 71.00 % of the catalogued features;" in words
     assert "livefires on unseen text99.00 %not measured" in words
     assert "All sources1,234" in words
 
