@@ -65,7 +65,7 @@ class SAEAnnotator(RunnableSerializable[AnnotatorInput, list[BaseMessage]]):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, frozen=True)
 
-    source: InspectionSource = Field(exclude=True, repr=False)
+    source: InspectionSource = Field(exclude=True)
     sources: Mapping[str, InspectionSource] = Field(default={}, exclude=True, repr=False)
     placement: Placement = "after"
     read: Scope = "last"

@@ -226,10 +226,11 @@ def test_options_are_validated(source: Any, change: dict[str, Any]) -> None:
         SAEAnnotator(**{"source": source, **change})
 
 
-def test_it_is_frozen_and_hides_its_source(annotator: SAEAnnotator) -> None:
+def test_it_is_frozen_and_shows_its_source_without_the_key(annotator: SAEAnnotator) -> None:
     with pytest.raises(ValidationError, match="frozen"):
         annotator.placement = "inline"
     assert annotator.placement == "after"
     assert isinstance(annotator.source, InspectionSource)
-    assert "source" not in repr(annotator)
     assert "source" not in annotator.model_dump()
+    shown = repr(SAEAnnotator.from_url("http://127.0.0.1:9", api_key="secret", domain="rivers"))
+    assert shown == "SAEAnnotator(source=ServerSource('http://127.0.0.1:9'), domain='rivers')"

@@ -30,10 +30,17 @@ MisreadAt = Callable[..., Misread]
 Case = tuple[list[BaseMessage], int, list[tuple[int, int]]]
 
 LIGHT = settings(max_examples=60, deadline=None, database=None, derandomize=True)
-IMAGE = {"type": "image_url", "image_url": {"url": "https://example.org/river.png"}}
+MEDIA: list[dict[str, object]] = [
+    {"type": "image_url", "image_url": {"url": "https://example.org/river.png"}},
+    {"type": "image", "base64": "aGk=", "mime_type": "image/png"},
+    {"type": "input_audio", "input_audio": {"data": "aGk=", "format": "wav"}},
+    {"type": "file", "file": {"filename": "bank.pdf", "file_data": "data:application/pdf;base64,aGk="}},
+    {"type": "tool_use", "id": "t1", "name": "look_up", "input": {"text": "bank"}},
+    {"type": "reasoning", "reasoning": "The bank?"},
+]
 EACH_PLACEMENT = pytest.mark.parametrize("placement", ["after", "inline", "system"])
 
-# Notes carry private-use characters, which the texts never have: they can be found again without doubt.
+# Texts are of any script. Notes carry private-use characters, which the texts never have: they can be found again without doubt.
 texts = st.text(st.characters(exclude_categories=["Cs", "Co"]), max_size=20)
 words = st.builds(lambda a, b: f"{a}bänk 🏞️{b}", texts, texts)
 
@@ -44,7 +51,7 @@ def block_of(text: st.SearchStrategy[str]) -> st.SearchStrategy[object]:
     return st.one_of(text, st.builds(lambda t: {"type": "text", "text": t}, text), cached)
 
 
-blocks = st.lists(st.one_of(block_of(texts), st.just(IMAGE)), max_size=3)
+blocks = st.lists(st.one_of(block_of(texts), st.sampled_from(MEDIA)), max_size=3)
 contents = st.one_of(texts, blocks)
 contents_with_words = st.one_of(
     words, st.builds(lambda before, block, after: [*before, block, *after], blocks, block_of(words), blocks)
