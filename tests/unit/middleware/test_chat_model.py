@@ -697,9 +697,9 @@ def test_a_model_without_a_name_goes_by_its_type(annotator: SAEAnnotator) -> Non
 
 def test_repr_shows_both_parts_and_no_secrets() -> None:
     inner = ChatOpenAI(model="gpt-4.1", api_key="sk-secret-1")
-    model = AnnotatedChatModel(model=inner, annotator=SAEAnnotator(source=FakeInspector(), domain="rivers"))
+    annotator = SAEAnnotator.from_url("http://127.0.0.1:9", api_key="sk-secret-2", domain="rivers")
+    model = AnnotatedChatModel(model=inner, annotator=annotator)
     shown = repr(model)
-    assert shown == f"AnnotatedChatModel(model={inner!r}, annotator=SAEAnnotator(domain='rivers'))"
+    assert shown == f"AnnotatedChatModel(model={inner!r}, annotator={annotator!r})"
     assert "gpt-4.1" in shown
-    assert "sk-secret-1" not in shown + str(model) + str(model.asdict())
-    assert "FakeInspector" not in shown
+    assert "sk-secret" not in shown + str(model) + str(model.asdict())
