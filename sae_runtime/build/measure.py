@@ -11,7 +11,7 @@ from sae_runtime.progress import progress
 from sae_runtime.sae import SAE
 
 _CE_TOKENS = 8_000
-_DEAD_WINDOW = 250_000
+_DEAD_WINDOW = 500_000
 
 
 def run_measure(stage: Stage, plan: BuildPlan, sae: SAE) -> None:
