@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Annotated, Any, TypedDict
 
+import httpx
 import pytest
 from langchain.agents import create_agent
 from langchain_core.callbacks import BaseCallbackHandler
@@ -42,10 +44,17 @@ def flagged(inspector: Inspector) -> tuple[str, str | None]:
 
 
 @pytest.fixture
-def model(server: ModelServer) -> ChatOpenAI:
-    return ChatOpenAI(
-        base_url=f"{server.url}/v1", api_key="none", model=server.model, temperature=0, max_completion_tokens=16
-    )
+async def model(server: ModelServer) -> AsyncIterator[ChatOpenAI]:
+    # A client of its own: langchain-openai would share one with tests whose event loop is closed.
+    async with httpx.AsyncClient() as client:
+        yield ChatOpenAI(
+            base_url=f"{server.url}/v1",
+            api_key="none",
+            model=server.model,
+            temperature=0,
+            max_completion_tokens=16,
+            http_async_client=client,
+        )
 
 
 @pytest.fixture

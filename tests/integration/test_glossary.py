@@ -108,5 +108,5 @@ def test_the_server_refuses_a_glossary_without_contrast(server: ModelServer) -> 
     term = {"term": "churn", "meaning": "customers who leave"}
     body = {"messages": [{"role": "user", "content": "churn"}], "glossary": {"terms": [term]}}
     response = httpx.post(f"{server.url}/v1/sae/inspect", json=body, timeout=30)
-    assert response.status_code == 422
+    assert response.status_code in (400, 422)
     assert "otherwise" in response.text

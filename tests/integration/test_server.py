@@ -71,7 +71,7 @@ def test_a_dead_server_lets_the_prompt_through():
         annotator = SAEAnnotator.from_url(f"http://127.0.0.1:{taken.getsockname()[1]}")
         message = HumanMessage("What is a mole?")
         assert annotator.invoke([message]) == [message]
-    assert annotator.stats.bypassed["ServerError"] == 1
+    assert annotator.stats.bypassed["UnavailableError"] == 1
 
 
 def test_a_port_in_use_is_a_typed_error(server, small_model):
