@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # the detector's package imports this module
 
 Array = NDArray[np.float64]
 
-MEANT, OTHER = "as meant", "otherwise"
+MEANT, OTHER = "meant", "otherwise"
 SITE = "rest"  # where most of the catalog's concepts are read best, too
 MIN_ACCURACY = 0.75  # leave-one-out, of the examples; a term that is read worse never flags
 MIN_EXAMPLES = 3  # on each side, from which that is asked

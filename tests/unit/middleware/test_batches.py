@@ -498,7 +498,7 @@ def test_a_term_that_nothing_tells_apart_is_unknown_and_costs_nobody_a_reading(
     assert [len(reading.misreads) for reading in found] == [0, 1, 1]  # type: ignore[union-attr]
     first = found[0].mentions[0]  # type: ignore[union-attr]
     assert first.concept == "glossary:zinc"
-    assert first.reading == {"as meant": 0.5, "otherwise": 0.5}
+    assert first.reading == {"meant": 0.5, "otherwise": 0.5}
     assert found[1].mentions[0] == first.model_copy(update={"text": "zinc"})  # type: ignore[union-attr]
 
 
