@@ -237,7 +237,7 @@ def test_the_glossary_page_shows_the_prompt_that_is_really_sent(stage: Path) -> 
     page = ROOT / "docs" / "how-to" / "glossary.md"
     blocks = blocks_of(page)
     (written,) = [b.text for b in blocks if b.text.startswith("# file: glossary.yaml")]
-    (shown,) = [b.text for b in blocks if b.kind == "text"]
+    shown = next(b.text for b in blocks if b.kind == "text")
     (stage / "glossary.yaml").write_text(written, "utf-8")
     glossary = middleware.Glossary.from_yaml("glossary.yaml")
     (sent,) = SAEAnnotator.from_url("", glossary=glossary).invoke(shown.split("\n", 1)[0])
