@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -13,7 +13,7 @@ from langchain_core.runnables import RunnableConfig, RunnableSerializable
 from langchain_core.runnables.utils import ConfigurableFieldSpec
 from pydantic import ConfigDict, Field, PrivateAttr
 
-from middleware.events import adispatch, dispatch, payload
+from middleware.events import ReadingEvent, adispatch, dispatch, payload
 from middleware.jobs import Job, by_source, fail, settle
 from middleware.placement import place_notes
 from middleware.policy import FailurePolicy, Stats
@@ -216,20 +216,19 @@ class SAEAnnotator(RunnableSerializable[AnnotatorInput, list[BaseMessage]]):
         configs = configs or [{}] * len(inputs)
         jobs = [Job.of(self, value, config) for value, config in zip(inputs, configs, strict=True)]
         for some in by_source(jobs):
-            requests, deadline = [job.request for job in some], self._deadline(some)
-            source, limit = some[0].source, configs[0].get("max_concurrency")
+            source, requests, deadline = some[0].source, [job.request for job in some], self._deadline(some)
             try:
                 with self._policy.guard(some[0].name):
                     if len(some) == 1:
                         some[0].outcome = source.inspect(requests[0], deadline=deadline)
                     else:
+                        limit = configs[0].get("max_concurrency")
                         settle(some, source.inspect_batch(requests, deadline=deadline, limit=limit))
             except Exception as error:
                 fail(some, error)
         results = [self._result(job) for job in jobs]
-        for job, config in zip(jobs, configs, strict=True):
-            if job.result and config.get("callbacks"):
-                dispatch(payload(job.result, annotated=not self.observe), config)
+        for event, config in self._events(jobs, configs):
+            dispatch(event, config)
         return results
 
     async def aannotate_batch(
@@ -239,21 +238,28 @@ class SAEAnnotator(RunnableSerializable[AnnotatorInput, list[BaseMessage]]):
         configs = configs or [{}] * len(inputs)
         jobs = [Job.of(self, value, config) for value, config in zip(inputs, configs, strict=True)]
         for some in by_source(jobs):
-            requests, deadline = [job.request for job in some], self._deadline(some)
-            source, limit = some[0].source, configs[0].get("max_concurrency")
+            source, requests, deadline = some[0].source, [job.request for job in some], self._deadline(some)
             try:
                 with self._policy.guard(some[0].name):
                     if len(some) == 1:
                         some[0].outcome = await source.ainspect(requests[0], deadline=deadline)
                     else:
+                        limit = configs[0].get("max_concurrency")
                         settle(some, await source.ainspect_batch(requests, deadline=deadline, limit=limit))
             except Exception as error:
                 fail(some, error)
         results = [self._result(job) for job in jobs]
+        for event, config in self._events(jobs, configs):
+            await adispatch(event, config)
+        return results
+
+    def _events(
+        self, jobs: Sequence[Job], configs: Sequence[RunnableConfig]
+    ) -> Iterator[tuple[ReadingEvent, RunnableConfig]]:
+        """What the callbacks are told, and whose they are."""
         for job, config in zip(jobs, configs, strict=True):
             if job.result and config.get("callbacks"):
-                await adispatch(payload(job.result, annotated=not self.observe), config)
-        return results
+                yield payload(job.result, annotated=not self.observe), config
 
     def _deadline(self, jobs: Sequence[Job]) -> float:
         sizes = (job.request.characters for job in jobs)
