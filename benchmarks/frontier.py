@@ -27,11 +27,10 @@ from sae_runtime.build.harvest import load_residual
 from sae_runtime.build.metrics import reconstruction_figures
 from sae_runtime.build.pipeline import run_build
 from sae_runtime.build.plan import BuildPlan
-from sae_runtime.build.train import Trainer
+from sae_runtime.build.train import Trainer, threshold_sample
 from sae_runtime.sae import SAE
 
 _MATCH = 0.7  # correlation from which two latents count as the same
-_THRESHOLD_TOKENS = 16_000
 
 
 def splits(config: BuildConfig) -> dict[str, Tensor]:
@@ -47,8 +46,7 @@ def trained(config: TrainConfig, data: dict[str, Tensor], seed: int, *, steps: i
     if steps:
         with scratch() as checkpoint:
             trainer.run(checkpoint)
-    step = max(1, len(data["validation"]) // _THRESHOLD_TOKENS)
-    return trainer.export(data["validation"][::step].float(), {})
+    return trainer.export(threshold_sample(data["validation"]), {})
 
 
 def shared(mine: Firings, other: SAE, x: Tensor) -> float:

@@ -42,12 +42,18 @@ def run_train(stage: Stage, harvest: Stage, config: TrainConfig, seed: int, sae_
     x = load_residual(harvest, "train")["residual"]
     trainer = Trainer(config, x, seed=seed)
     losses = trainer.run(stage.folder / "checkpoint.safetensors")
-    validation = load_residual(harvest, "validation")["residual"]
-    # From all over the split: shards are sorted by length, and short texts fire fewer latents.
-    validation = validation[:: max(1, len(validation) // _THRESHOLD_TOKENS)]
-    save_sae(trainer.export(validation.float(), sae_metadata).to(dtype=torch.bfloat16), stage.folder)
+    validation = threshold_sample(load_residual(harvest, "validation")["residual"])
+    save_sae(trainer.export(validation, sae_metadata).to(dtype=torch.bfloat16), stage.folder)
     (stage.folder / "checkpoint.safetensors").unlink(missing_ok=True)
     stage.finish({"tokens_trained": trainer.step * config.batch_tokens, "loss": losses})
+
+
+def threshold_sample(validation: Tensor) -> Tensor:
+    """The part of a validation split ``[n, d_in]`` that sets the exported threshold, as float32.
+
+    From all over the split: shards are sorted by length, and short texts fire fewer latents.
+    """
+    return validation[:: max(1, len(validation) // _THRESHOLD_TOKENS)].float()
 
 
 def load_trained(stage: Stage) -> SAE:

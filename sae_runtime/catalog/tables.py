@@ -70,9 +70,9 @@ class FeatureRow(Base):
 
     ``validated``: whether its description passed all gates; the others are here because signatures read them.
     ``description`` is a sentence for people, ``predicate`` the same for machines (see ``build/predicates.py``),
-    ``promoted`` the tokens that its decoder direction makes more likely. ``seed_correlation``: of its
-    activations with those of its counterpart in a second training run, ``seed_cosine`` of their directions; ``sensitivity``: share of fresh texts made to fit the description that fire it; ``context_free``: the
-    same for the description's words alone; ``sense_purity``: share of its activation on held-out contexts that lies in
+    ``promoted`` the tokens that its decoder direction makes more likely. ``seed_correlation``: of its activations with
+    those of its counterpart in a second training run, ``seed_cosine`` of their directions; ``sensitivity``: share of
+    fresh texts made to fit the description that fire it; ``context_free``: the same for the description's words alone; ``sense_purity``: share of its activation on held-out contexts that lies in
     the sense it votes for, mean over the concepts that use it. Null where it was not measured.
     """
 
