@@ -78,14 +78,14 @@ def fit_signature(
         x = data.sites[site].numpy()[~held][:, latents].astype(np.float64)
         for penalty in _PENALTIES:
             scores = _out_of_fold(x, labels[~held], max_features, penalty, seed)
-            likelihood = _log_likelihood(scores, labels[~held], _temperature(scores, labels[~held]))
+            likelihood = log_likelihood(scores, labels[~held], temperature(scores, labels[~held]))
             if best is None or likelihood > best[0] + 1e-9:
                 best = (likelihood, site, penalty, scores)
     assert best is not None  # noqa: S101 (SITES is not empty)
     _, site, penalty, scores = best
     x = data.sites[site].numpy()[:, latents].astype(np.float64)
     readout = fit_readout(x[~held], labels[~held], max_features, penalty)
-    readout = readout.scaled(_temperature(scores, labels[~held]))
+    readout = readout.scaled(temperature(scores, labels[~held]))
     probabilities = np.exp(log_softmax(readout.logits(x[held]), axis=1))
     dense = data.dense[site].numpy().astype(np.float64)
     return Signature(
@@ -132,14 +132,15 @@ def _out_of_fold(x: Array, labels: NDArray[np.int64], max_features: int, penalty
     return scores
 
 
-def _log_likelihood(scores: Array, labels: NDArray[np.int64], factor: float) -> float:
+def log_likelihood(scores: Array, labels: NDArray[np.int64], factor: float) -> float:
+    """Mean log-likelihood of ``labels`` under ``softmax(factor * scores)``, scores ``[n, senses]``; nats."""
     return float(log_softmax(scores * factor, axis=1)[np.arange(len(labels)), labels].mean())
 
 
-def _temperature(scores: Array, labels: NDArray[np.int64]) -> float:
+def temperature(scores: Array, labels: NDArray[np.int64]) -> float:
     """The factor (inverse temperature) that makes out-of-fold scores most likely, within sane bounds."""
     result = minimize_scalar(
-        lambda log: -_log_likelihood(scores, labels, np.exp(log)), bounds=(-1.5, 1.5), method="bounded"
+        lambda log: -log_likelihood(scores, labels, np.exp(log)), bounds=(-1.5, 1.5), method="bounded"
     )
     return float(np.exp(result.x))
 

@@ -17,9 +17,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from sae_runtime.build.report.plots import Plot, density_plot, frontier_plot, loss_plot, percent, score_plot
+from sae_runtime.build.report.plots import density_plot, frontier_plot, loss_plot, percent, score_plot
 from sae_runtime.build.stages import write_text
 from sae_runtime.errors import InputError
+from sae_runtime.pages import FOLDER as PAGES
+from sae_runtime.pages.svg import Plot
 from sae_runtime.paths import REPORT_JSON_FILE, REPORT_PAGE_FILE
 
 _TEMPLATE = "report.html.jinja"
@@ -251,7 +253,7 @@ def render_page(report: Report) -> str:
         autoescape=True,
         finalize=_visible,
         keep_trailing_newline=True,
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([Path(__file__).parent, PAGES]),
         lstrip_blocks=True,
         trim_blocks=True,
         undefined=StrictUndefined,

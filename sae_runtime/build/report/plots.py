@@ -6,59 +6,19 @@ writer escapes markup, and what this module adds itself is escaped here.
 
 from __future__ import annotations
 
-import re
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from io import StringIO
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from markupsafe import Markup
+
+from sae_runtime.pages.svg import AIM, CONTROL, GOOD, INK, MARKERS, SERIES, Plot, draw
 
 if TYPE_CHECKING:
     from sae_runtime.build.report.page import FrontierPoint
 
-_SIZE = (5.0, 3.5)  # inches; one column of the page, so that text is readable at 390 px and not huge at 1440 px
 _LABEL_CHARACTERS = 32
 _BINS_PER_DECADE = 5
 _SCORE_BINS = 25
-
-# The light theme's colours. In the page each becomes the custom property of the same name, so dark mode can replace it.
-_INK, _MUTED, _LINE, _CONTROL, _AIM, _GOOD = "#1d2329", "#56616b", "#d5dbe1", "#7d8791", "#a8321a", "#2b6a2f"
-_SERIES = ("#0b6e99", "#b4560a", "#4f7318", "#7a4fb5")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
-_PROPERTIES = {_INK: "ink", _MUTED: "muted", _LINE: "line", _CONTROL: "control", _AIM: "aim", _GOOD: "good"} | {
-    colour: f"series-{number}" for number, colour in enumerate(_SERIES)
-}
-
-_STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",  # text stays text: smaller, selectable, in the page's font
-    "text.parse_math": False,  # a "$" in a label is a dollar sign
-    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib; the page shows its own font
-    "font.size": 10,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _MUTED,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _LINE,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-}
-
-
-@dataclass(frozen=True)
-class Plot:
-    """An SVG element with its title, and a caption that says what to see."""
-
-    title: str
-    caption: str
-    svg: Markup
 
 
 def percent(share: float) -> str:
@@ -72,9 +32,9 @@ def frontier_plot(points: Sequence[FrontierPoint], max_fvu: float, max_l0_fracti
     sites = list(dict.fromkeys(point.site for point in points))
 
     def paint(axes: Any) -> None:
-        axes.fill_between([0, 100 * max_l0_fraction], max_fvu, color=_GOOD, alpha=0.12, linewidth=0)
-        axes.axhline(max_fvu, color=_AIM, linestyle=(0, (4, 3)), linewidth=1)
-        axes.axvline(100 * max_l0_fraction, color=_AIM, linestyle=(0, (4, 3)), linewidth=1)
+        axes.fill_between([0, 100 * max_l0_fraction], max_fvu, color=GOOD, alpha=0.12, linewidth=0)
+        axes.axhline(max_fvu, color=AIM, linestyle=(0, (4, 3)), linewidth=1)
+        axes.axvline(100 * max_l0_fraction, color=AIM, linestyle=(0, (4, 3)), linewidth=1)
         handles = []
         for number, site in enumerate(sites):
             chosen = [point for point in points if point.site == site]
@@ -82,13 +42,13 @@ def frontier_plot(points: Sequence[FrontierPoint], max_fvu: float, max_l0_fracti
                 [100 * point.l0_fraction for point in chosen],
                 [point.fvu for point in chosen],
                 linestyle="none",
-                marker=_MARKERS[number % len(_MARKERS)],
-                color=_SERIES[number % len(_SERIES)],
+                marker=MARKERS[number % len(MARKERS)],
+                color=SERIES[number % len(SERIES)],
             )
         for number, point in enumerate(points, 1):
             place = (100 * point.l0_fraction, point.fvu)
             if point.chosen:
-                axes.plot(*place, "o", markersize=14, markerfacecolor="none", markeredgecolor=_INK)
+                axes.plot(*place, "o", markersize=14, markerfacecolor="none", markeredgecolor=INK)
             axes.annotate(str(number), place, xytext=(6, 5), textcoords="offset points", fontsize=9)
         axes.legend(handles, [f"site {_short(site)}" for site in sites], loc="best")
         axes.set_xlim(0, 1.12 * max(100 * max_l0_fraction, *(100 * point.l0_fraction for point in points)))
@@ -105,7 +65,7 @@ def frontier_plot(points: Sequence[FrontierPoint], max_fvu: float, max_l0_fracti
         where = f"FVU {point.fvu:.4f} with {percent(point.l0_fraction)} active"
         caption += f" The ring marks the published one, {_short(point.label)}: {where}."
     title = "Reconstruction against sparsity"
-    return Plot(title, caption, _draw("frontier", title, caption, paint))
+    return Plot(title, caption, draw("frontier", title, caption, paint))
 
 
 def loss_plot(loss: Sequence[tuple[int, float]], control: Sequence[tuple[int, float]] | None, max_fvu: float) -> Plot:
@@ -117,7 +77,7 @@ def loss_plot(loss: Sequence[tuple[int, float]], control: Sequence[tuple[int, fl
         for curve, name, colour, dashes in _with_control(loss, control):
             marker = "o" if len(curve) == 1 else ""
             axes.plot(*zip(*curve, strict=True), color=colour, linestyle=dashes, marker=marker, label=name)
-        axes.axhline(max_fvu, color=_AIM, linestyle=(0, (4, 3)), linewidth=1, label=f"aim, {max_fvu:g}")
+        axes.axhline(max_fvu, color=AIM, linestyle=(0, (4, 3)), linewidth=1, label=f"aim, {max_fvu:g}")
         axes.set_yscale("log", nonpositive="clip")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -132,7 +92,7 @@ def loss_plot(loss: Sequence[tuple[int, float]], control: Sequence[tuple[int, fl
     if control:
         caption += f" On the randomly initialised twin it ends at {control[-1][1]:.4f}."
     title = "Variance unexplained during training"
-    return Plot(title, caption, _draw("loss", title, caption, paint))
+    return Plot(title, caption, draw("loss", title, caption, paint))
 
 
 def density_plot(density: Sequence[float], control: Sequence[float] | None) -> Plot:
@@ -146,7 +106,7 @@ def density_plot(density: Sequence[float], control: Sequence[float] | None) -> P
         for values, name, colour, dashes in _with_control(density, control):
             counts = np.histogram(np.log10([value for value in values if value > 0]), edges)[0]
             shares = 100 * np.array([sum(value == 0 for value in values), *counts]) / len(values)
-            filled = colour != _CONTROL
+            filled = colour != CONTROL
             look = {"color": colour, "fill": filled, "alpha": 0.75 if filled else 1.0, "linestyle": dashes}
             axes.stairs(shares[1:], edges, label=name, linewidth=1.5, **look)
             axes.stairs(shares[:1], [never - 0.2, never + 0.2], linewidth=1.5, **look)
@@ -162,7 +122,7 @@ def density_plot(density: Sequence[float], control: Sequence[float] | None) -> P
     caption += f"The median latent fires on {percent(float(np.median(density)))} of the tokens"
     caption += f" (randomly initialised twin: {percent(float(np.median(control)))})." if control else "."
     title = "How often latents fire"
-    return Plot(title, caption, _draw("density", title, caption, paint))
+    return Plot(title, caption, draw("density", title, caption, paint))
 
 
 def score_plot(name: str, values: Sequence[float], control: Sequence[float] | None) -> Plot:
@@ -174,7 +134,7 @@ def score_plot(name: str, values: Sequence[float], control: Sequence[float] | No
     def paint(axes: Any) -> None:
         for scores, arm, colour, dashes in _with_control(values, control):
             shares = 100 * np.histogram(scores, edges)[0] / len(scores)
-            filled = colour != _CONTROL
+            filled = colour != CONTROL
             look = {"color": colour, "fill": filled, "alpha": 0.75 if filled else 1.0, "linestyle": dashes}
             axes.stairs(shares, edges, label=arm, linewidth=1.5, **look)
         axes.legend(loc="best")
@@ -186,14 +146,14 @@ def score_plot(name: str, values: Sequence[float], control: Sequence[float] | No
     if control:
         caption += f"; randomly initialised twin: {len(control):,} features, median {float(np.median(control)):.3f}"
     title = f"Validation: {shown}"
-    return Plot(title, caption + ".", _draw(f"score-{name!a}", title, caption + ".", paint))
+    return Plot(title, caption + ".", draw(f"score-{name!a}", title, caption + ".", paint))
 
 
 def _with_control(values: Sequence[Any], control: Sequence[Any] | None) -> list[tuple[Sequence[Any], str, str, str]]:
     """(values, name, colour, line style) of the model and, if measured, of its control."""
-    arms: list[tuple[Sequence[Any], str, str, str]] = [(values, "trained model", _SERIES[0], "-")]
+    arms: list[tuple[Sequence[Any], str, str, str]] = [(values, "trained model", SERIES[0], "-")]
     if control:
-        arms.append((control, "randomly initialised twin", _CONTROL, "--"))
+        arms.append((control, "randomly initialised twin", CONTROL, "--"))
     return arms
 
 
@@ -205,54 +165,3 @@ def _short(text: str) -> str:
     """One printable line of at most ``_LABEL_CHARACTERS``."""
     line = " ".join("".join(character if character.isprintable() else " " for character in text).split())
     return line if len(line) <= _LABEL_CHARACTERS else line[: _LABEL_CHARACTERS - 1] + "…"
-
-
-def _draw(name: str, title: str, description: str, paint: Callable[[Any], None]) -> Markup:
-    """Run ``paint`` on the axes of a new figure and return it as inline SVG.
-
-    The user's matplotlib settings do not count, and the same input gives the same bytes.
-    """
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    text = StringIO()
-    with warnings.catch_warnings(), matplotlib.rc_context():
-        # Measured with matplotlib's font, drawn with the reader's, which may well have the character.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        matplotlib.rcdefaults()
-        settings: Any = matplotlib.rcParams  # typed by a list of some 300 literal names
-        settings.update(_STYLE | {"svg.hashsalt": f"sensecheck-{name}"})
-        figure = Figure(figsize=_SIZE, layout="constrained")
-        paint(figure.add_subplot())
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(text, format="svg", transparent=True, metadata=nothing)
-    return _inline(text.getvalue(), title, description)
-
-
-def _inline(document: str, title: str, description: str) -> Markup:
-    """The SVG element of a matplotlib document, made fit to stand in a page beside others.
-
-    Matplotlib escapes ``<`` and ``>`` in text and attributes, so a regular expression finds exactly the tags.
-    """
-    box = re.search(r'viewBox="([\d. ]+)"', document)
-    if box is None:
-        raise RuntimeError("matplotlib wrote an SVG without a viewBox")
-    body = document[document.index(">", document.index("<svg")) + 1 :]
-    body = re.sub(r"<style.*?</style>", "", body, count=1, flags=re.DOTALL)  # it would apply to the whole page
-    referenced = set(re.findall(r'(?:href="|url\()#([\w-]+)', body))
-
-    def rewrite(match: re.Match[str]) -> str:
-        tag = match.group()
-        identity = re.search(r' id="([^"]*)"', tag)
-        if identity and identity.group(1) not in referenced:  # "figure_1" and the like come again in every plot
-            tag = tag.replace(identity.group(), "")
-        return re.sub(r"#[0-9a-f]{6}\b", lambda colour: _property(colour.group()), tag)
-
-    head = Markup('<svg class="plot" viewBox="{}" role="img" aria-label="{}"><title>{}</title>').format(
-        box.group(1), description, title
-    )
-    return head + Markup(re.sub(r"<[^>]*>", rewrite, body))  # noqa: S704  (matplotlib's own, escaped output)
-
-
-def _property(colour: str) -> str:
-    return f"var(--{_PROPERTIES[colour]})" if colour in _PROPERTIES else colour
