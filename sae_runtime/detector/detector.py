@@ -164,7 +164,7 @@ class Detector:
         # A glossary's term may have no latents at all, when nothing told its sentences apart; its bias says "unknown".
         pooled = np.zeros(0) if features is None else features.pooled(placed.tokens, self.width)[readout.latents]
         reading = readout.senses(pooled)
-        intended, evidence = intended_senses(concept, text, start, end, plan.domain)
+        intended, evidence = intended_senses(concept, text, end, plan.domain)
         place = {
             "concept": concept.slug,
             "text": text[start:end],
