@@ -55,7 +55,7 @@ class ExampleTable:
         """The table as Markdown, figures first."""
         lines = [f"# Flags on the fifty example prompts: {self.model}", ""]
         lines += [f"- {name.replace('_', ' ')}: {value}" for name, value in self.figures().items()]
-        lines += ["", "Made by `sensecheck evaluate --model " + self.model + "`. A flag counts as right when it names the",
+        lines += ["", "Made by `sensecheck eval examples --model " + self.model + "`. A flag counts as right when it names the",
                   "planted sense in a planted prompt; `p(intended)` is what the reading gives the planted sense.", "",
                   "| id | kind | prompt | intended | domain | p(intended) | flagged | verdict |",
                   "|---|---|---|---|---|---|---|---|"]  # fmt: skip

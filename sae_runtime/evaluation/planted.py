@@ -1,21 +1,37 @@
-"""Reading prompts with planted senses: one loop for calibration and for the example table."""
+"""Reading prompts with planted senses: one loop for calibration, for the example table and for the evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sae_runtime.detector import Inspector, MentionReading, Reading
-from sae_runtime.evaluation.prompts import PlantedPrompt
+from sae_runtime.evaluation.prompts import PlantedPrompt, glossaries
 from sae_runtime.progress import progress
+
+_TOGETHER = 16
 
 
 def read_planted(
-    inspector: Inspector, prompts: list[PlantedPrompt], title: str
+    inspector: Inspector, prompts: Sequence[PlantedPrompt], title: str
 ) -> Iterator[tuple[PlantedPrompt, Reading, MentionReading | None]]:
-    """Each prompt with its reading and the planted mention in it (None: it was not read)."""
+    """Each prompt with its reading and the planted mention in it (None: it was not read).
+
+    Raises:
+        SensecheckError: a prompt cannot be read.
+    """
     with progress(title, len(prompts)) as advance:
-        for prompt in prompts:
-            reading = inspector.inspect([{"role": "user", "content": prompt.prompt}], domain=prompt.domain)
-            planted = (m for m in reading.mentions if m.concept == prompt.concept and m.start == prompt.start)
-            yield prompt, reading, next(planted, None)
-            advance(1)
+        for first in range(0, len(prompts), _TOGETHER):
+            batch = prompts[first : first + _TOGETHER]
+            asked = [([{"role": "user", "content": prompt.prompt}], _options(prompt)) for prompt in batch]
+            for prompt, reading in zip(batch, inspector.inspect_batch(asked), strict=True):  # type: ignore[arg-type]
+                if isinstance(reading, Exception):
+                    raise reading
+                slug = f"glossary:{prompt.concept}" if prompt.glossary else prompt.concept
+                planted = (m for m in reading.mentions if m.concept == slug and m.start == prompt.start)
+                yield prompt, reading, next(planted, None)
+                advance(1)
+
+
+def _options(prompt: PlantedPrompt) -> dict[str, object]:
+    glossary = glossaries()[prompt.glossary] if prompt.glossary else None
+    return {"domain": prompt.domain, "glossary": glossary, "tokens": False}

@@ -1,31 +1,44 @@
-"""Prompts written for this project, each with one mention whose intended sense is known."""
+"""Prompts written for this project, each with one mention whose intended sense is known (``planted_sets/``).
+
+``dev`` and ``test`` were written by different writers about different concepts (45 each), so neither concepts nor sentence frames are
+shared. ``glossary``: four fictitious companies' own terms. ``calibration`` and ``examples``: earlier, smaller sets
+over all concepts; the build's thresholds are chosen on ``calibration`` and ``dev``.
+"""
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict
 
-_FOLDER = Path(__file__).parent
+from sae_runtime.errors import InputError
+from sae_runtime.glossary.terms import Glossary
+
+_FOLDER = Path(__file__).parent / "planted_sets"
+PromptKind = Literal["garden-path", "domain", "glossary", "plain"]
 
 
 class PlantedPrompt(BaseModel):
     """A prompt and the sense that is meant.
 
     ``kind``: in a ``garden-path`` prompt later words overturn the sense that the first ones suggest; in a ``domain``
-    prompt the deployer's declared ``domain`` settles what the text leaves open; a ``plain`` one is obvious.
+    prompt the deployer's declared ``domain`` settles what the text leaves open, in a ``glossary`` prompt the
+    deployer's ``glossary`` does (a company of :func:`glossaries`); a ``plain`` one is obvious.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str
     prompt: str
-    kind: Literal["garden-path", "domain", "plain"]
+    kind: PromptKind
     concept: str
     mention: str
     intended: str
     domain: str | None
+    glossary: str | None = None
 
     @property
     def start(self) -> int:
@@ -34,15 +47,31 @@ class PlantedPrompt(BaseModel):
 
 
 def calibration_prompts() -> list[PlantedPrompt]:
-    """The development set, on which thresholds are chosen."""
-    return _load("calibration.jsonl")
+    """The development prompts, on which thresholds are chosen."""
+    return [*planted_prompts("calibration"), *planted_prompts("dev")]
 
 
 def example_prompts() -> list[PlantedPrompt]:
     """The fifty test prompts behind the example table; nothing is tuned on them."""
-    return _load("prompts.jsonl")
+    return planted_prompts("examples")
 
 
-def _load(name: str) -> list[PlantedPrompt]:
-    with (_FOLDER / name).open(encoding="utf-8") as lines:
+def planted_prompts(name: str) -> list[PlantedPrompt]:
+    """One set: ``dev``, ``test``, ``glossary``, ``calibration`` or ``examples``.
+
+    Raises:
+        InputError: there is no such set.
+    """
+    path = _FOLDER / f"{name}.jsonl"
+    if not path.is_file():
+        known = ", ".join(sorted(path.stem for path in _FOLDER.glob("*.jsonl")))
+        raise InputError(f"There is no set of prompts '{name}'.", f"Choose one of {known}.")
+    with path.open(encoding="utf-8") as lines:
         return [PlantedPrompt.model_validate_json(line) for line in lines]
+
+
+@cache
+def glossaries() -> dict[str, Glossary]:
+    """The fictitious companies' glossaries, by company."""
+    companies = yaml.safe_load((_FOLDER / "glossary.yaml").read_text("utf-8"))
+    return {name: Glossary.from_dict(terms) for name, terms in companies.items()}

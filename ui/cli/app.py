@@ -14,6 +14,7 @@ from sae_runtime.errors import SensecheckError
 from sae_runtime.models import DEFAULT_MODEL
 from sae_runtime.models.manifest import builtin_manifests
 from ui.cli.build import build_app
+from ui.cli.evaluation import eval_app
 
 EXIT_ERROR = 2
 app = typer.Typer(
@@ -28,6 +29,7 @@ db_app = typer.Typer(help="The catalog's database schema.", no_args_is_help=True
 app.add_typer(model_app, name="model")
 app.add_typer(db_app, name="db")
 app.add_typer(build_app, name="build")
+app.add_typer(eval_app, name="eval")
 stderr = Console(stderr=True)
 
 Engine = Literal["vllm", "transformers", "none"]
@@ -145,19 +147,6 @@ def card(model: Model = DEFAULT_MODEL, artefacts: Artefacts = None, as_json: AsJ
     from ui.cli.show import load_card, show_card
 
     show_card(load_card(model, artefacts), as_json=as_json)
-
-
-@app.command("evaluate")
-def evaluate(
-    model: Model = DEFAULT_MODEL,
-    artefacts: Artefacts = None,
-    out: Annotated[Path | None, typer.Option(help="Write the table as Markdown to this file.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Read the fifty example prompts and print every flag with precision and recall."""
-    from ui.cli.evaluate import run_evaluate
-
-    run_evaluate(model, artefacts, out, as_json=as_json)
 
 
 @model_app.command("fetch")

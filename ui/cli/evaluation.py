@@ -1,18 +1,106 @@
-"""``sensecheck evaluate``: the fifty example prompts, every flag, precision and recall."""
+"""``sensecheck eval``: does reading prompts help? Tasks, arms, reports; and the prompts with planted senses."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Annotated
 
-from sae_runtime.build.stages import write_text
-from sae_runtime.detector import Inspector
-from sae_runtime.evaluation.examples import ExampleTable, read_examples
+import typer
+
+from sae_runtime.evaluation.arms import ARMS
+from sae_runtime.models import DEFAULT_MODEL
+
+eval_app = typer.Typer(help="Measure readings, flags and notes.", no_args_is_help=True)
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Built-in name, local model folder, or hub id.")]
+Artefacts = Annotated[Path | None, typer.Option(help="Folder with SAE and catalog; default: the shipped ones.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
-def run_evaluate(model: str, artefacts: Path | None, out: Path | None, *, as_json: bool) -> None:
-    """Read the prompts in this process and print (or write) the table."""
-    table: ExampleTable = read_examples(Inspector.from_model(model, artefacts=artefacts))
+@eval_app.command("run")
+def run(
+    task: Annotated[
+        str, typer.Argument(help="mohx, vua, lcc, flute, coarsewsd, wic, svamp, mawps, asdiv, gsm8k, table.")
+    ],
+    data: Annotated[Path, typer.Option(help="Folder of the data sets, or the CSV file of the task `table`.")],
+    out: Annotated[Path, typer.Option(help="Folder for results; a run that was stopped goes on there.")],
+    model: Model = DEFAULT_MODEL,
+    arms: Annotated[str, typer.Option(help=f"Comma-separated, or all: {', '.join(ARMS)}.")] = "all",
+    limit: Annotated[
+        int | None, typer.Option(min=20, help="At most so many test items; a quarter for choices.")
+    ] = None,
+    fit: Annotated[int | None, typer.Option(min=50, help="At most so many items to fit readouts on.")] = None,
+    answers: Annotated[bool, typer.Option(help="Ask the model; --no-answers only measures what is read.")] = True,
+    sae: Annotated[Path | None, typer.Option(help="Folder of another dictionary, such as the full one.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="A running `sensecheck serve`; by default one is found or started.")
+    ] = None,
+    artefacts: Artefacts = None,
+) -> None:
+    """Run one task: read every item, fit readouts, choose on the dev part, ask about the test part, keep the results.
+
+    Example: sensecheck eval run mohx --data ../shared/data --out results --limit 200
+    """
+    from ui.cli.evaluation_run import run_task
+
+    chosen = list(ARMS) if arms == "all" else [name.strip() for name in arms.split(",")]
+    limits: dict[str, int] = {}
+    if limit is not None:
+        limits |= {"test": limit, "dev": max(20, limit // 4)}
+    if fit is not None:
+        limits["fit"] = fit
+    run_task(task, model, data, out, chosen, limits, sae=sae, url=url, artefacts=artefacts, ask=answers)
+
+
+@eval_app.command("planted")
+def planted(
+    out: Annotated[Path, typer.Option(help="Folder for results; a run that was stopped goes on there.")],
+    model: Model = DEFAULT_MODEL,
+    prompts: Annotated[str, typer.Option("--set", help="test, glossary, dev, calibration or examples.")] = "test",
+    answers: Annotated[bool, typer.Option(help="Ask the model; --no-answers only reads and flags.")] = True,
+    url: Annotated[
+        str | None, typer.Option(help="A running `sensecheck serve`; by default one is found or started.")
+    ] = None,
+    artefacts: Artefacts = None,
+) -> None:
+    """Flag prompts with planted senses, ask the model what the words mean, with notes and without.
+
+    Needs no data: the prompts come with the program. Example: sensecheck eval planted --out results
+    """
+    from ui.cli.evaluation_run import run_planted
+
+    run_planted(prompts, model, out, url=url, artefacts=artefacts, ask=answers)
+
+
+@eval_app.command("report")
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of results, searched through.")],
+    as_json: AsJson = False,
+) -> None:
+    """Print the figures of all results below a folder and write them as one HTML page with plots (report.html)."""
+    from sae_runtime.evaluation.report import load_results, markdown, summary, write_page
+
+    results = load_results(folder)
+    figures = summary(results)
+    page = write_page(figures, folder)
+    print(json.dumps(figures, indent=1) if as_json else markdown(figures))
+    typer.echo(f"{page} holds the same with plots.", err=True)
+
+
+@eval_app.command("examples")
+def examples(
+    model: Model = DEFAULT_MODEL,
+    artefacts: Artefacts = None,
+    out: Annotated[Path | None, typer.Option(help="Write the table as Markdown to this file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read the fifty example prompts and print every flag with precision and recall."""
+    from sae_runtime.build.stages import write_text
+    from sae_runtime.detector import Inspector
+    from sae_runtime.evaluation.examples import read_examples
+
+    table = read_examples(Inspector.from_model(model, artefacts=artefacts))
     if out is not None:
         write_text(out, table.markdown())
     print(json.dumps(table.figures(), indent=1) if as_json else table.markdown())

@@ -1,0 +1,185 @@
+"""From saved results to the figures of the report: every number in docs/evidence.md comes from here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_runtime.evaluation.readouts import KINDS
+from sae_runtime.evaluation.scoring import auc, border, expected_calibration_error, gap_interval, interval
+
+
+def readings(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Per kind of readout: accuracy and calibration error on the test part; accuracy is the mean over readers."""
+    split = np.array(results["items"]["split"])
+    label, group = np.array(results["items"]["label"]), np.array(results["items"]["group"])
+    reader = np.array(results["items"].get("reader") or [""] * len(label))
+    rows = []
+    for kind in KINDS:
+        read = np.array(results["readings"][kind]["label"])
+        sure = np.array(results["readings"][kind]["probability"])
+        test = split == "test"
+        right = read == label
+        per_reader = [float(right[test & (reader == name)].mean()) for name in dict.fromkeys(reader[test].tolist())]
+        rows.append(
+            {
+                "task": results["task"],
+                "model": results["model"],
+                "readout": kind,
+                "items": int(test.sum()),
+                "accuracy": round(float(np.mean(per_reader)), 4),
+                "interval": interval(right[test].astype(float), group[test]),
+                "calibration_error": round(expected_calibration_error(sure[test], right[test]), 4),
+            }
+        )
+    return rows
+
+
+def answers(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Per arm, on the test part: what it flags, what is right with it, and the paired difference to ``plain``.
+
+    ``accuracy``: contextually calibrated for choices. ``tuned``: two options, border chosen on the dev part for each
+    arm. ``harm``: share of items that are right without notes and wrong with them; ``lift`` and its interval belong to
+    ``tuned`` where there is one, else to ``accuracy``.
+    """
+    if "arms" not in results:
+        return []
+    split = np.array(results["items"]["split"])
+    group = np.array(results["items"]["group"])[split == "test"]
+    first = {part: np.array(results["items"]["label"])[split == part] == 0 for part in ("dev", "test")}
+    plain = _right(results, "plain", first)
+    rows = []
+    for name, arm in results["arms"]["test"].items():
+        right = _right(results, name, first)
+        margins = arm["margin"]
+        tuned = _is_tuned(results)
+        likelihood = None if None in arm["loglik"] else round(float(np.mean(arm["loglik"])), 4)
+        rows.append(
+            {
+                "task": results["task"],
+                "model": results["model"],
+                "arm": name,
+                "items": len(right),
+                "noted": round(float(np.mean(np.array(arm["note"]) != -1)), 4),
+                "accuracy": round(float(np.mean(arm["right"])), 4),
+                "tuned": round(float(right.mean()), 4) if tuned else None,
+                "auc": _rounded(auc(np.array(margins), first["test"])) if tuned else None,
+                "loglik": likelihood,
+                "lift": round(float((right - plain).mean()), 4),
+                "interval": interval(right - plain, group),
+                "harm": round(float((plain > right).mean()), 4),
+            }
+        )
+    return rows
+
+
+def comparisons(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """``flagged`` against every other arm with notes, item by item."""
+    arms = results.get("arms", {}).get("test", {})
+    if "flagged" not in arms:
+        return []
+    split = np.array(results["items"]["split"])
+    group = np.array(results["items"]["group"])[split == "test"]
+    first = {part: np.array(results["items"]["label"])[split == part] == 0 for part in ("dev", "test")}
+    flagged = _right(results, "flagged", first)
+    rows = []
+    for name in arms:
+        if name not in ("flagged", "oracle"):
+            gap = flagged - _right(results, name, first)
+            rows.append(
+                {
+                    "task": results["task"],
+                    "model": results["model"],
+                    "flagged_against": name,
+                    "difference": round(float(gap.mean()), 4),
+                    "interval": interval(gap, group),
+                }
+            )
+    return rows
+
+
+def _is_tuned(results: dict[str, Any]) -> bool:
+    margins = results["arms"]["dev"]["plain"]["margin"] + results["arms"]["test"]["plain"]["margin"]
+    return bool(results["arms"]["dev"]["plain"]["margin"]) and None not in margins
+
+
+def _right(results: dict[str, Any], arm: str, first: dict[str, NDArray[np.bool_]]) -> NDArray[np.float64]:
+    """1.0 where the arm's answer is right; by the dev part's border where the task has two options."""
+    if not _is_tuned(results):
+        return np.array(results["arms"]["test"][arm]["right"], dtype=float)
+    cut = border(np.array(results["arms"]["dev"][arm]["margin"]), first["dev"])
+    return ((np.array(results["arms"]["test"][arm]["margin"]) > cut) == first["test"]).astype(float)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def flags(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Per kind of prompt, and for all planted ones: how flags do.
+
+    ``source_right``: the intended source's likeliest sense is the planted one. ``misread``: share where the reading's likeliest sense
+    is another one. ``precision``: share of flags that name the planted sense, all kinds together also counting flags on
+    plain prompts. ``recall``: of all planted prompts; ``recall_of_misreads``: of those that are misread.
+    """
+    kinds = np.array(results["kind"])
+    intended = np.array(results["intended"])
+    flag = np.array([-1 if value is None else value for value in results["flag"]])
+    read = np.array([-1 if row is None else int(np.argmax(row)) for row in results["reading"]])
+    source = np.array([-1 if row is None else int(np.argmax(row)) for row in results["source"]])
+    rows = []
+    for name in (*dict.fromkeys(results["kind"]), "planted"):
+        own = kinds != "plain" if name == "planted" else kinds == name
+        right, raised, misread = (flag == intended) & own, (flag >= 0) & own, (read != intended) & own
+        counted = raised | ((flag >= 0) & (kinds == "plain")) if name == "planted" else raised
+        rows.append(
+            {
+                "set": results["set"],
+                "model": results["model"],
+                "kind": name,
+                "prompts": int(own.sum()),
+                "source_right": round(float((source == intended)[own].mean()), 4),
+                "misread": round(float(misread.sum() / own.sum()), 4),
+                "flagged": round(float(raised.sum() / own.sum()), 4),
+                "precision": round(float(right.sum() / counted.sum()), 4) if counted.any() else None,
+                "recall": round(float(right.sum() / own.sum()), 4) if name != "plain" else None,
+                "recall_of_misreads": (
+                    round(float((right & misread).sum() / misread.sum()), 4)
+                    if name != "plain" and misread.any()
+                    else None
+                ),
+            }
+        )
+    return rows
+
+
+def failures(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Does a flag predict failure? Answers to "what does it mean here?" on flagged and on other prompts, by arm.
+
+    ``gap`` with its interval: accuracy on flagged prompts minus accuracy on the others (unpaired bootstrap over concepts).
+    """
+    if "arms" not in results:
+        return []
+    flagged = np.array([value is not None for value in results["flag"]])
+    concepts = np.array(results["concept"])
+    plain = np.array(results["arms"]["plain"]["right"], dtype=float)
+    rows = []
+    for arm, answer in results["arms"].items():
+        right = np.array(answer["right"], dtype=float)
+        rows.append(
+            {
+                "set": results["set"],
+                "model": results["model"],
+                "arm": arm,
+                "flagged_prompts": int(flagged.sum()),
+                "right_where_flagged": round(float(right[flagged].mean()), 4) if flagged.any() else None,
+                "right_elsewhere": round(float(right[~flagged].mean()), 4),
+                "gap_interval": gap_interval(right, flagged, concepts) if flagged.any() else None,
+                "lift_where_flagged": round(float((right - plain)[flagged].mean()), 4) if flagged.any() else None,
+                "lift_interval": interval((right - plain)[flagged], concepts[flagged]) if flagged.any() else None,
+                "harm_where_flagged": round(float((plain > right)[flagged].mean()), 4) if flagged.any() else None,
+            }
+        )
+    return rows

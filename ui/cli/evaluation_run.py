@@ -1,0 +1,96 @@
+"""What ``sensecheck eval run`` does: open the artefacts, read, ask the served model, write the results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sae_runtime.detector import Inspector
+from sae_runtime.detector.artefacts import Artefacts
+from sae_runtime.engines.chat import ChatEncoder
+from sae_runtime.engines.transformers import TransformersEngine
+from sae_runtime.evaluation.answers import Answers
+from sae_runtime.evaluation.arms import check_arms
+from sae_runtime.evaluation.capture import captured
+from sae_runtime.evaluation.flags import FLAGS, flag_results, flag_rows
+from sae_runtime.evaluation.prompts import planted_prompts
+from sae_runtime.evaluation.run import RESULTS, Run, save
+from sae_runtime.evaluation.tasks import task_named
+from sae_runtime.progress import console
+from sae_runtime.sae import load_sae
+from sae_runtime.sae.fingerprint import fingerprint_sae
+from ui.backend import open_backend
+
+
+def run_task(
+    name: str,
+    model: str,
+    data: Path,
+    out: Path,
+    arms: list[str],
+    limits: dict[str, int],
+    *,
+    sae: Path | None,
+    url: str | None,
+    artefacts: Path | None,
+    ask: bool,
+) -> None:
+    """Run the task ``name``; results go to ``out/NAME-MODEL/results.json``, caches to ``out/cache``.
+
+    Raises:
+        InputError: unknown task or arm, or the data are not there.
+        ServerError: the model cannot be asked.
+    """
+    wanted = check_arms(arms)
+    task = task_named(name, limits)
+    items = task.load(data)
+    opened = Artefacts.open(model, folder=artefacts)
+    folder = sae or opened.folder
+    dictionary = load_sae(folder)
+    encoder = ChatEncoder(opened.model.path)
+    engine = TransformersEngine(opened.model.path, opened.view.layer)
+    read = captured(items, engine, encoder, dictionary, fingerprint_sae(folder), out / "cache")
+    engine.close()
+    about = {
+        "model": opened.view.model_name,
+        "dictionary": {"layer": opened.view.layer, "latents": dictionary.d_sae, "fingerprint": fingerprint_sae(folder)},
+        "licence": task.licence,
+        "limits": limits,
+    }
+    with _answers(model, out, url, artefacts, ask=ask) as answers:
+        results = Run(task, items, read, answers, wanted, about).results()
+    _saved(results, out, out / f"{name}-{opened.view.model_name}" / RESULTS)
+
+
+def run_planted(prompts: str, model: str, out: Path, *, url: str | None, artefacts: Path | None, ask: bool) -> None:
+    """Flag the set ``prompts`` and ask about it; results go to ``out/planted-SET-MODEL/flags.json``.
+
+    Raises:
+        InputError: there is no such set.
+        ServerError: the model cannot be asked.
+    """
+    items = planted_prompts(prompts)
+    inspector = Inspector.from_model(model, artefacts=artefacts)
+    rows = flag_rows(inspector, items)
+    inspector.engine.close()
+    name = inspector.view.model_name
+    with _answers(model, out, url, artefacts, ask=ask) as answers:
+        results = {"set": prompts, "model": name, **flag_results(rows, answers)}
+    _saved(results, out, out / f"planted-{prompts}-{name}" / FLAGS)
+
+
+@contextmanager
+def _answers(model: str, out: Path, url: str | None, artefacts: Path | None, *, ask: bool) -> Iterator[Answers | None]:
+    """The served model with its cache in ``out``, or None when it is not to be asked."""
+    if not ask:
+        yield None
+        return
+    with open_backend(model, url=url, artefacts=artefacts) as server:
+        yield Answers(server.url, server.model, out / "cache" / "answers.jsonl", api_key=server.api_key)
+
+
+def _saved(results: dict[str, Any], out: Path, path: Path) -> None:
+    save(results, path)
+    console.print(f"{path} holds the results; `sensecheck eval report {out}` shows them.")
