@@ -32,6 +32,7 @@ class Item:
         mention: the words that a note is about.
         reader: items that one readout reads; a word with senses of its own has its own.
         asked: whether the model is asked at all; items that only fit readouts are not.
+        weight: how much a fit item counts; other corpora than the task's own count less.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Item:
     mention: str = ""
     reader: str = ""
     asked: bool = True
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,16 @@ class Task:
         wordings: competing sets of notes; each gives a template per label, with ``{mention}``, or one for all of
             them under ``""``, with ``{label}``.
         licence: what the data may be used for.
+        cross_fitted: the data have no part of their own to fit readouts on: dev and test items are each read by a
+            readout that was fitted on the items of other groups (and on the fit items). Thresholds and wordings are
+            still chosen on the dev part alone.
     """
 
     name: ClassVar[str]
     kind: ClassVar[Kind]
     wordings: ClassVar[Mapping[str, Mapping[str, str]]]
     licence: ClassVar[str] = ""
+    cross_fitted: ClassVar[bool] = False
     limits: Mapping[str, int] = field(default_factory=dict)  # items per split; seeded draw
 
     def load(self, data: Path) -> list[Item]:

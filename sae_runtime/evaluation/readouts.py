@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import hstack
+from scipy.special import log_softmax
 from sklearn.feature_selection import SelectKBest, f_classif
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
@@ -22,12 +24,13 @@ from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 
-from sae_runtime.build.signatures import log_likelihood, temperature
+from sae_runtime.build.signatures import temperature
 from sae_runtime.evaluation.capture import Captured
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
 KINDS = ("sae", "dense", "diffmean")
+TOGETHER = "together"  # all spots side by side
 _FOLDS = 5
 
 
@@ -36,9 +39,9 @@ class ReadLabels:
     """What one readout says of all items.
 
     Attributes:
-        probabilities: ``[items, labels]``; of fit items out-of-fold, so that they may be judged as well.
+        probabilities: ``[items, labels]``; each by a readout that was fitted without the item's group.
         spot, setting: what cross-validation chose.
-        fit_accuracy: out-of-fold.
+        fit_accuracy: out-of-fold, on the fit part (cross-fitted: on the dev part).
     """
 
     probabilities: Array
@@ -47,38 +50,87 @@ class ReadLabels:
     fit_accuracy: float
 
 
-def read_labels(
-    kind: str, read: Captured, labels: Labels, fit: NDArray[np.bool_], groups: NDArray[Any], count: int
-) -> ReadLabels:
-    """Fit the readout ``kind`` on the items ``fit`` and read all items.
+@dataclass(frozen=True)
+class Labelled:
+    """What readouts are fitted and judged on; all arrays ``[items]``.
+
+    Attributes:
+        labels: numbers of the labels; a readout never sees those of the items that it reads.
+        fit: bool; items for the fit alone. The others are read.
+        dev: bool; read items whose labels may be looked at.
+        groups: never split between folds.
+        weights: of items in a fit.
+        count: number of labels.
+    """
+
+    labels: Labels
+    fit: NDArray[np.bool_]
+    dev: NDArray[np.bool_]
+    groups: NDArray[Any]
+    weights: Array
+    count: int
+
+
+def read_labels(kind: str, read: Captured, data: Labelled, *, cross_fitted: bool = False) -> ReadLabels:
+    """Fit the readout ``kind`` and read all items.
 
     Args:
         kind: one of :data:`KINDS`.
         read: activations of all items.
-        labels: int ``[items]``, the numbers of their labels; those of other than fit items are not looked at.
-        fit: bool ``[items]``.
-        groups: ``[items]``, never split between folds.
-        count: number of labels.
+        data: their labels.
+        cross_fitted: read each item with a readout that was also fitted on the dev and test items of other groups.
     """
+    base = data.fit | data.dev if cross_fitted else data.fit
     best: tuple[float, str, str, Callable[[], Pipeline], Array] | None = None
-    for spot in read.spots:
-        x = (read.features if kind == "sae" else read.dense)[spot]
+    for spot, x in _inputs(kind, read).items():
         for setting, make in _settings(kind):
-            scores = _out_of_fold(make, x[fit], labels[fit], groups[fit], count)
-            likelihood = log_likelihood(scores, labels[fit], temperature(scores, labels[fit]))
+            scores = _out_of_fold(make, x, data, base)
+            likelihood = _likelihood(scores, data, base)
             if best is None or likelihood > best[0] + 1e-9:
                 best = (likelihood, spot, setting, make, scores)
     assert best is not None  # noqa: S101 (there is at least one spot)
     _, spot, setting, make, scores = best
-    x = (read.features if kind == "sae" else read.dense)[spot]
-    everything = _scores(make().fit(x[fit], labels[fit]), x, count)
-    everything[fit] = scores
+    x = _inputs(kind, read)[spot]
+    judged = base
+    if cross_fitted:
+        own, judged = ~data.fit, data.dev
+        scores = _out_of_fold(make, x, data, own, always=data.fit)
+    else:
+        unseen = ~data.fit
+        if unseen.any():
+            model = _fitted(make, x, data, np.flatnonzero(data.fit))
+            scores[unseen] = _scores(model, x[np.flatnonzero(unseen)], data.count)
     return ReadLabels(
-        probabilities=_softmax(everything * temperature(scores, labels[fit])),
+        probabilities=_softmax(scores * temperature(scores[judged], data.labels[judged])),
         spot=spot,
         setting=setting,
-        fit_accuracy=float((scores.argmax(1) == labels[fit]).mean()),
+        fit_accuracy=float((scores[judged].argmax(1) == data.labels[judged]).mean()),
     )
+
+
+def _inputs(kind: str, read: Captured) -> dict[str, Any]:
+    """What is read at each spot, and at all of them side by side."""
+    single: dict[str, Any] = dict(read.features if kind == "sae" else read.dense)
+    if len(single) < 2:
+        return single
+    parts = list(single.values())
+    return {**single, TOGETHER: hstack(parts, format="csr") if kind == "sae" else np.concatenate(parts, axis=1)}
+
+
+def _likelihood(scores: Array, data: Labelled, rows: NDArray[np.bool_]) -> float:
+    """Weighted mean log-likelihood of the labels, at the best temperature."""
+    scores, labels, weights = scores[rows], data.labels[rows], data.weights[rows]
+    factor = temperature(scores, labels)
+    each = log_softmax(scores * factor, axis=1)[np.arange(len(labels)), labels]
+    return float(np.average(each, weights=weights))
+
+
+def _fitted(make: Callable[[], Pipeline], x: Any, data: Labelled, rows: NDArray[np.int64]) -> Pipeline:
+    model = make()
+    weights = (
+        {"logisticregression__sample_weight": data.weights[rows]} if "logisticregression" in model.named_steps else {}
+    )
+    return model.fit(x[rows], data.labels[rows], **weights)
 
 
 def _settings(kind: str) -> Iterator[tuple[str, Callable[[], Pipeline]]]:
@@ -109,11 +161,21 @@ class _Best(SelectKBest):
         self.k: int = min(self.k, X.shape[1])
 
 
-def _out_of_fold(make: Callable[[], Pipeline], x: Any, labels: Labels, groups: NDArray[Any], count: int) -> Array:
-    scores = np.zeros((len(labels), count))
-    folds = min(_FOLDS, len(set(groups.tolist())))
-    for train, test in GroupKFold(folds, shuffle=True, random_state=0).split(labels, groups=groups):
-        scores[test] = _scores(make().fit(x[train], labels[train]), x[test], count)
+def _out_of_fold(
+    make: Callable[[], Pipeline],
+    x: Any,
+    data: Labelled,
+    rows: NDArray[np.bool_],
+    always: NDArray[np.bool_] | None = None,
+) -> Array:
+    """Scores ``[items, labels]`` of ``rows``, each by a fit on the other groups among them (and on ``always``); else zeros."""
+    scores = np.zeros((len(data.labels), data.count))
+    at = np.flatnonzero(rows)
+    beside = np.flatnonzero(always) if always is not None else np.array([], dtype=np.int64)
+    folds = min(_FOLDS, len(set(data.groups[at].tolist())))
+    for train, test in GroupKFold(folds, shuffle=True, random_state=0).split(at, groups=data.groups[at]):
+        model = _fitted(make, x, data, np.concatenate([beside, at[train]]))
+        scores[at[test]] = _scores(model, x[at[test]], data.count)
     return scores
 
 

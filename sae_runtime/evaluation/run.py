@@ -17,7 +17,7 @@ from sae_runtime.evaluation.answers import Answers, Question
 from sae_runtime.evaluation.arms import THRESHOLDS, TRIGGERS, Notes, drawn_at_random, noted, placebo, said
 from sae_runtime.evaluation.capture import Captured
 from sae_runtime.evaluation.items import Item, Task
-from sae_runtime.evaluation.readouts import KINDS, ReadLabels, read_labels
+from sae_runtime.evaluation.readouts import KINDS, Labelled, ReadLabels, read_labels
 from sae_runtime.evaluation.scoring import Scored, interval, score
 
 RESULTS = "results.json"
@@ -83,11 +83,16 @@ class Run:
                 {spot: x[rows] for spot, x in self.read.features.items()},
                 {spot: x[rows] for spot, x in self.read.dense.items()},
             )
-            labels = np.array([item.labels.index(item.label) for item in own])
-            fit = np.array([item.split == "fit" for item in own])
-            groups = np.array([item.group for item in own])
+            data = Labelled(
+                labels=np.array([item.labels.index(item.label) for item in own]),
+                fit=np.array([item.split == "fit" for item in own]),
+                dev=np.array([item.split == "dev" for item in own]),
+                groups=np.array([item.group for item in own]),
+                weights=np.array([item.weight for item in own]),
+                count=len(own[0].labels),
+            )
             for kind in KINDS:
-                found[kind][reader] = read_labels(kind, part, labels, fit, groups, len(own[0].labels))
+                found[kind][reader] = read_labels(kind, part, data, cross_fitted=self.task.cross_fitted)
         return found
 
     def _reading_rows(self, readings: dict[str, ReadLabels]) -> dict[str, Any]:

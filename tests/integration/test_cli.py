@@ -27,7 +27,7 @@ def sensecheck(*arguments: str, **environment: str) -> subprocess.CompletedProce
 def test_help_names_every_command():
     run = sensecheck("--help")
     assert run.returncode == 0
-    for command in ("ask", "serve", "chat", "build", "card", "evaluate", "model", "db"):
+    for command in ("ask", "serve", "chat", "build", "card", "eval", "model", "db"):
         assert command in run.stdout
 
 

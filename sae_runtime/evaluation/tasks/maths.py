@@ -61,13 +61,14 @@ class Maths(Task):
         )
 
     def svamp(self, data: Path) -> Iterator[Item]:
-        """SVAMP's first 700 problems: a fifth for choices, the others to be scored."""
+        """SVAMP's first 700 problems: a quarter for the fit, a fifth of the others for choices, the rest to be scored."""
         for row in json.loads(required(data / "math" / "svamp" / "svamp_1_700.json").read_text("utf-8")):
             label = equation_label(row["Equation"])
             name = f"svamp-{row['ID']}"
             body = row["Body"].rstrip(". ") + "."
             if label:
-                yield self.item(name, by_group(name, dev=0.2), body, row["Question"], label, row["Answer"])
+                split: Split = "fit" if by_group(f"fit {name}", dev=0.25) == "dev" else by_group(name, dev=0.2)
+                yield self.item(name, split, body, row["Question"], label, row["Answer"])
 
     def asdiv(self, data: Path) -> Iterator[Item]:
         """ASDiv's problems whose formula is plain arithmetic with a number as its result."""

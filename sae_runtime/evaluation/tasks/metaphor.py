@@ -94,16 +94,21 @@ class Metaphor(Task):
 
 @dataclass(frozen=True)
 class MohX(Metaphor):
-    """MOH-X, read with readouts of VUA and LCC; verbs of MOH-X's test part are left out of the fit."""
+    """MOH-X, cross-fitted over verbs as its authors do, with VUA and LCC at a tenth of the weight.
+
+    A verb is always read by a readout that has seen none of its sentences: MOH-X's verbs are left out of the other
+    corpora as well, by stem.
+    """
 
     name = "mohx"
+    cross_fitted = True
 
     def load(self, data: Path) -> list[Item]:
         """See :class:`Task`."""
         own = list(self.mohx(data))
-        tested = {item.group for item in own if item.split == "test"}
+        verbs = {item.group for item in own}
         others = [*self.vua(data, "train", "fit"), *self.lcc(data, "train_small", "fit")]
-        fit = [item for item in others if item.group not in tested]
+        fit = [replace(item, weight=0.1) for item in others if item.group not in verbs]
         return drawn([*fit, *own], self.limits)
 
 

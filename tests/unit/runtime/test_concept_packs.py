@@ -16,8 +16,14 @@ from hypothesis import strategies as st
 
 from sae_runtime.catalog.packs import ConceptPack, load_concept, load_packs, parse_context
 from sae_runtime.detector.mentions import fold
-from sae_runtime.errors import PackError
-from sae_runtime.evaluation.prompts import PlantedPrompt, calibration_prompts, example_prompts
+from sae_runtime.errors import InputError, PackError
+from sae_runtime.evaluation.prompts import (
+    PlantedPrompt,
+    calibration_prompts,
+    example_prompts,
+    glossaries,
+    planted_prompts,
+)
 from sae_runtime.paths import PACKS
 
 SHIPPED = load_packs()
@@ -74,15 +80,41 @@ def test_no_form_belongs_to_two_concepts() -> None:
     assert [form for form, count in counts.items() if count > 1] == []
 
 
-@pytest.mark.parametrize("prompts", [calibration_prompts(), example_prompts()], ids=["calibration", "examples"])
-def test_planted_prompts_name_shipped_senses_and_are_no_pack_contexts(prompts: list[PlantedPrompt]) -> None:
+@pytest.mark.parametrize("name", ["calibration", "examples", "dev", "test"])
+def test_planted_prompts_name_shipped_senses_and_are_no_pack_contexts(name: str) -> None:
+    prompts = planted_prompts(name)
     concepts = {concept.concept: concept for concept in CONCEPTS}
     contexts = {bare(text) for concept in CONCEPTS for text in contexts_of(concept)}
     for prompt in prompts:
         assert prompt.intended in concepts[prompt.concept].senses, prompt.id
         assert prompt.mention.lower() in [form.lower() for form in concepts[prompt.concept].forms], prompt.id
         assert bare(prompt.prompt) not in contexts, prompt.id
-        assert (prompt.kind == "domain") == (prompt.domain is not None), prompt.id
+        assert prompt.mention in prompt.prompt, prompt.id
+        assert prompt.domain is None or prompt.domain in concepts[prompt.concept].senses[prompt.intended].domains
+        assert (prompt.domain is not None) if prompt.kind == "domain" else prompt.kind in ("garden-path", "plain")
+
+
+def test_dev_and_test_prompts_share_no_concept_and_no_run_of_six_words() -> None:
+    def runs(prompts: list[PlantedPrompt]) -> set[tuple[str, ...]]:
+        words = [bare(prompt.prompt).split() for prompt in prompts]
+        return {tuple(own[i : i + 6]) for own in words for i in range(len(own) - 5)}
+
+    dev, test = planted_prompts("dev"), planted_prompts("test")
+    assert not {p.concept for p in dev} & {p.concept for p in test}
+    assert not runs(dev) & runs(test)
+    assert sum(p.kind != "plain" for p in [*dev, *test]) >= 400
+
+
+def test_glossary_prompts_name_terms_of_their_companies() -> None:
+    for prompt in planted_prompts("glossary"):
+        assert prompt.glossary is not None
+        terms = {term.slug: term for term in glossaries()[prompt.glossary].terms}
+        assert terms[f"glossary:{prompt.concept}"].mention(prompt.prompt) is not None, prompt.id
+
+
+def test_an_unknown_set_of_prompts_is_refused() -> None:
+    with pytest.raises(InputError, match=r"no set of prompts 'none'.*calibration, dev"):
+        planted_prompts("none")
 
 
 def test_thresholds_are_chosen_on_other_prompts_than_the_examples() -> None:

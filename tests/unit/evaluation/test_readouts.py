@@ -1,0 +1,71 @@
+"""Readouts find what is there, nothing where nothing is, and never see the group that they read."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+
+from sae_runtime.evaluation.capture import Captured
+from sae_runtime.evaluation.readouts import KINDS, TOGETHER, Labelled, read_labels
+
+ITEMS, WIDTH = 240, 60
+
+
+def made(*, told: bool, seed: int = 0) -> tuple[Captured, Labelled]:
+    """Items in 24 groups; if ``told``, latent and dimension number 7 of the spot "after" tell the label."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, ITEMS)
+    sparse = {spot: rng.random((ITEMS, WIDTH)) * (rng.random((ITEMS, WIDTH)) < 0.2) for spot in ("mention", "after")}
+    dense = {spot: rng.normal(size=(ITEMS, WIDTH)).astype(np.float32) for spot in ("mention", "after")}
+    if told:
+        sparse["after"][:, 7] = labels * (1 + rng.random(ITEMS))
+        dense["after"][:, 7] += 4 * labels
+    split = np.repeat(["fit", "dev", "test"], [120, 60, 60])
+    data = Labelled(labels, split == "fit", split == "dev", np.arange(ITEMS) // 10, np.ones(ITEMS), 2)
+    return Captured({spot: csr_array(x) for spot, x in sparse.items()}, dense), data
+
+
+@pytest.mark.parametrize("cross_fitted", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_told_is_read_on_unseen_items(kind: str, cross_fitted: bool) -> None:
+    read, data = made(told=True)
+    found = read_labels(kind, read, data, cross_fitted=cross_fitted)
+    test = ~data.fit & ~data.dev
+    assert (found.probabilities.argmax(1) == data.labels)[test].mean() > (0.75 if kind == "diffmean" else 0.95)
+    assert found.spot in ("after", TOGETHER)
+    np.testing.assert_allclose(found.probabilities.sum(1), 1)
+
+
+@pytest.mark.parametrize("cross_fitted", [False, True])
+def test_labels_of_one_group_do_not_leak_into_its_own_reading(cross_fitted: bool) -> None:
+    """Every group has one label and a dimension of its own: only who has seen the group can read it."""
+    read, data = made(told=False)
+    labels = np.repeat(np.arange(24) % 2, 10)
+    for spot in read.dense.values():
+        spot[:] = 0
+        spot[np.arange(ITEMS), data.groups] = 5
+    data = Labelled(labels, data.fit, data.dev, data.groups, data.weights, 2)
+    found = read_labels("dense", read, data, cross_fitted=cross_fitted)
+    test = ~data.fit & ~data.dev
+    assert (found.probabilities.argmax(1) == labels)[test].mean() <= 0.7
+
+
+def test_a_label_that_the_fit_never_met_is_least_likely() -> None:
+    read, data = made(told=True)
+    data = Labelled(data.labels, data.fit, data.dev, data.groups, data.weights, 3)
+    assert read_labels("dense", read, data).probabilities[:, 2].max() < 0.1
+
+
+def test_items_of_little_weight_count_little() -> None:
+    read, data = made(told=True)
+    wrong = data.labels.copy()
+    misled = data.fit & (data.groups % 2 == 0)
+    wrong[misled] = 1 - wrong[misled]
+    weights = np.where(misled, 0.02, 1.0)
+    right = [
+        (read_labels("dense", read, Labelled(wrong, data.fit, data.dev, data.groups, counted, 2)).probabilities.argmax(1)
+         == data.labels)[~data.fit].mean()
+        for counted in (np.ones(ITEMS), weights)
+    ]  # fmt: skip
+    assert right[0] < 0.6 < 0.65 < right[1]
