@@ -49,6 +49,8 @@ class Signature:
 
     ``accuracy`` is on held-out contexts; ``validation_accuracy`` on out-of-fold fit contexts; ``dense_accuracy`` is a
     dense logistic probe at the same site on the same held-out contexts. ``held_out_probabilities`` ``[n, senses]``.
+    ``own_sense_low``: 5 % quantile of the calibrated probability that fit contexts get, out-of-fold, for their own sense:
+    a mention that gets less for the sense that is meant is unlikely to be read in it.
     ``purity`` ``[m]``: per feature the share of its activation on held-out contexts that lies in the sense it votes for
     most; NaN where it was silent on all.
     """
@@ -58,6 +60,7 @@ class Signature:
     accuracy: float
     validation_accuracy: float
     dense_accuracy: float
+    own_sense_low: float
     held_out_probabilities: Array
     held_out_labels: NDArray[np.int64]
     purity: Array
@@ -85,7 +88,9 @@ def fit_signature(
     _, site, penalty, scores = best
     x = data.sites[site].numpy()[:, latents].astype(np.float64)
     readout = fit_readout(x[~held], labels[~held], max_features, penalty)
-    readout = readout.scaled(temperature(scores, labels[~held]))
+    factor = temperature(scores, labels[~held])
+    readout = readout.scaled(factor)
+    own = np.exp(log_softmax(scores * factor, axis=1))[np.arange(len(scores)), labels[~held]]
     probabilities = np.exp(log_softmax(readout.logits(x[held]), axis=1))
     dense = data.dense[site].numpy().astype(np.float64)
     return Signature(
@@ -94,6 +99,7 @@ def fit_signature(
         accuracy=float((probabilities.argmax(1) == labels[held]).mean()),
         validation_accuracy=float((scores.argmax(1) == labels[~held]).mean()),
         dense_accuracy=_dense_accuracy(dense[~held], labels[~held], dense[held], labels[held]),
+        own_sense_low=float(np.quantile(own, 0.05)),
         held_out_probabilities=probabilities,
         held_out_labels=labels[held],
         purity=_purity(readout, x[held], labels[held]),

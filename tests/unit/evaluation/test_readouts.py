@@ -20,7 +20,7 @@ def made(*, told: bool, seed: int = 0) -> tuple[Captured, Labelled]:
     dense = {spot: rng.normal(size=(ITEMS, WIDTH)).astype(np.float32) for spot in ("mention", "after")}
     if told:
         sparse["after"][:, 7] = labels * (1 + rng.random(ITEMS))
-        dense["after"][:, 7] += 4 * labels
+        dense["after"][:, 7] += 8 * labels
     split = np.repeat(["fit", "dev", "test"], [120, 60, 60])
     data = Labelled(labels, split == "fit", split == "dev", np.arange(ITEMS) // 10, np.ones(ITEMS), 2)
     return Captured({spot: csr_array(x) for spot, x in sparse.items()}, dense), data
