@@ -256,17 +256,26 @@ def _calibrate(built: Built, staging: Path) -> dict[str, Any]:
     trusted = {slug for slug, fit in built.signatures.items() if fit.validation_accuracy >= MIN_READ_ACCURACY}
     prompts = [prompt for prompt in calibration_prompts() if prompt.concept in built.signatures]
     judged = [
-        Judged(prompt, mention.reading, mention.intended, prompt.concept in trusted)
+        Judged(
+            prompt,
+            mention.reading,
+            mention.intended,
+            prompt.concept in trusted,
+            built.signatures[prompt.concept].own_sense_low,
+        )
         for prompt, _, mention in read_planted(inspector, prompts, "calibrate")
         if mention
     ]
     read_below, intended_above, figures = choose_thresholds(judged)
     engine = catalog_engine(staging / CATALOG_FILE, writable=True)
     with Session(engine) as session, session.begin():
-        thresholds = {"read_below": read_below, "intended_above": intended_above}
-        session.execute(update(ConceptRow).where(ConceptRow.slug.in_(trusted)).values(**thresholds))
+        for slug in trusted:
+            own = min(read_below, built.signatures[slug].own_sense_low)
+            thresholds = {"read_below": own, "intended_above": intended_above}
+            session.execute(update(ConceptRow).where(ConceptRow.slug == slug).values(**thresholds))
     engine.dispose()
     figures = {name: round(value, 4) for name, value in figures.items()}
+    thresholds = {"read_below": read_below, "intended_above": intended_above}
     return {"calibration": {**thresholds, "prompts": len(judged), "concepts_that_flag": len(trusted), **figures}}
 
 

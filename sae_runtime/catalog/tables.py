@@ -209,10 +209,25 @@ class CueRow(Base):
 
 
 class NoteRow(Base):
-    """A note for a sense; ``{mention}`` is replaced by the prompt's own words. ``lift`` is null until measured."""
+    """A note for a sense; ``{mention}`` is replaced by the prompt's own words.
+
+    Measured by ``sensecheck eval notes`` (:mod:`sae_runtime.evaluation.notes`), null until then, on ``trials`` sentences that
+    chose nothing: ``lift``: change in the log-likelihood of the right meaning, nats, with its 95 % interval
+    ``lift_low``, ``lift_high``; ``accuracy_lift``: change in accuracy; ``harm``: share that was right without the note and
+    is wrong with it; ``margin``: lead of this ``wording`` over the next best on the sentences that chose it, nats.
+    ``enabled``: whether the note is given at all; a sense without an enabled note is never flagged.
+    """
 
     __tablename__ = "notes"
     id: Mapped[int] = mapped_column(primary_key=True)
     sense_id: Mapped[int] = mapped_column(ForeignKey("senses.id"), index=True)
     text: Mapped[str]
+    wording: Mapped[str] = mapped_column(server_default="pack")
+    trials: Mapped[int] = mapped_column(server_default="0")
+    enabled: Mapped[bool] = mapped_column(server_default="1")
     lift: Mapped[float | None]
+    lift_low: Mapped[float | None]
+    lift_high: Mapped[float | None]
+    accuracy_lift: Mapped[float | None]
+    harm: Mapped[float | None]
+    margin: Mapped[float | None]

@@ -36,7 +36,10 @@ class Feature:
 
 @dataclass(frozen=True)
 class Sense:
-    """A sense with its readouts: ``weights`` by feature index (signature), ``cues`` by word stem (text matcher)."""
+    """A sense with its readouts: ``weights`` by feature index (signature), ``cues`` by word stem (text matcher).
+
+    ``noted``: whether its note may be given; see :class:`~sae_runtime.catalog.tables.NoteRow`.
+    """
 
     slug: str
     gloss: str
@@ -45,6 +48,7 @@ class Sense:
     bias: float
     weights: dict[int, float]
     cues: dict[str, float]
+    noted: bool = True
 
 
 @dataclass(frozen=True)
@@ -209,4 +213,5 @@ def _sense(row: SenseRow, index_of: dict[int, int]) -> Sense:
         bias=row.signature.bias,
         weights={index_of[weight.feature_id]: weight.weight for weight in row.signature.weights},
         cues={cue.stem: cue.weight for cue in row.cues},
+        noted=row.notes[0].enabled,
     )

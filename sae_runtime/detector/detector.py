@@ -177,14 +177,16 @@ class Detector:
         if verdict is None:
             return result, None
         read_as, meant = verdict
-        note = next(sense.note for sense in concept.senses if sense.slug == meant)
+        sense = next(sense for sense in concept.senses if sense.slug == meant)
+        if not sense.noted:  # its note was tried and did not help
+            return result, None
         why = {
             "read_as": read_as,
             "intended": meant,
             "p_read_as": round(reading[read_as], 4),
             "p_intended": round(intended[meant], 4),
             "evidence": evidence[meant],
-            "note": render_note(note, text[start:end]),
+            "note": render_note(sense.note, text[start:end]),
             "features": self._deciding(readout, pooled, read_as, meant),
         }
         return result, Misread.model_validate({**place, **why})

@@ -73,6 +73,28 @@ def planted(
     run_planted(prompts, model, out, url=url, artefacts=artefacts, ask=answers)
 
 
+@eval_app.command("notes")
+def notes(
+    out: Annotated[Path, typer.Option(help="Folder for answers; a run that was stopped goes on there.")],
+    model: Model = DEFAULT_MODEL,
+    write: Annotated[
+        bool, typer.Option(help="Store effects and winning wordings in the catalog and on the card.")
+    ] = False,
+    url: Annotated[
+        str | None, typer.Option(help="A running `sensecheck serve`; by default one is found or started.")
+    ] = None,
+    artefacts: Artefacts = None,
+    as_json: AsJson = False,
+) -> None:
+    """Try every note of the catalog on sentences of its sense: wordings compete, the winner's effect is measured.
+
+    The last step of a build: sensecheck eval notes -m MODEL --out results --write
+    """
+    from ui.cli.evaluation_run import run_notes
+
+    run_notes(model, out, url=url, artefacts=artefacts, write=write, as_json=as_json)
+
+
 @eval_app.command("report")
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of results, searched through.")],

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sae_runtime.build.stages import write_text
+from sae_runtime.catalog.packs import load_packs
 from sae_runtime.detector import Inspector
 from sae_runtime.detector.artefacts import Artefacts
 from sae_runtime.engines.chat import ChatEncoder
+from sae_runtime.engines.dtype import compute_dtype
 from sae_runtime.engines.transformers import TransformersEngine
 from sae_runtime.evaluation.answers import Answers
 from sae_runtime.evaluation.arms import check_arms
 from sae_runtime.evaluation.capture import captured
 from sae_runtime.evaluation.flags import FLAGS, flag_results, flag_rows
+from sae_runtime.evaluation.notes import figures, store, try_notes
 from sae_runtime.evaluation.prompts import planted_prompts
 from sae_runtime.evaluation.run import RESULTS, Run, save
 from sae_runtime.evaluation.tasks import task_named
+from sae_runtime.paths import CARD_FILE, CATALOG_FILE
 from sae_runtime.progress import console
 from sae_runtime.sae import load_sae
 from sae_runtime.sae.fingerprint import fingerprint_sae
@@ -50,7 +57,7 @@ def run_task(
     folder = sae or opened.folder
     dictionary = load_sae(folder)
     encoder = ChatEncoder(opened.model.path)
-    engine = TransformersEngine(opened.model.path, opened.view.layer)
+    engine = TransformersEngine(opened.model.path, opened.view.layer, dtype=compute_dtype())
     read = captured(items, engine, encoder, dictionary, fingerprint_sae(folder), out / "cache")
     engine.close()
     about = {
@@ -79,6 +86,31 @@ def run_planted(prompts: str, model: str, out: Path, *, url: str | None, artefac
     with _answers(model, out, url, artefacts, ask=ask) as answers:
         results = {"set": prompts, "model": name, **flag_results(rows, answers)}
     _saved(results, out, out / f"planted-{prompts}-{name}" / FLAGS)
+
+
+def run_notes(model: str, out: Path, *, url: str | None, artefacts: Path | None, write: bool, as_json: bool) -> None:
+    """Try the catalog's notes and print what was found; with ``write`` the catalog and the card keep it.
+
+    Raises:
+        ServerError: the model cannot be asked.
+        CatalogError: the catalog cannot be written.
+    """
+    opened = Artefacts.open(model, folder=artefacts)
+    known = {concept.slug for concept in opened.view.concepts}
+    packs = {name: [pack for pack in group if pack.concept in known] for name, group in load_packs().items()}
+    with _answers(model, out, url, artefacts, ask=True) as answers:
+        assert answers is not None  # noqa: S101 (asked for)
+        trials = try_notes(packs, answers)
+    found = figures(trials)
+    if write:
+        store(trials, opened.folder / CATALOG_FILE)
+        card = json.loads((opened.folder / CARD_FILE).read_text("utf-8"))
+        write_text(opened.folder / CARD_FILE, json.dumps({**card, "notes": found}, indent=1) + "\n")
+    if as_json:
+        print(json.dumps({**found, "trials": [asdict(trial) for trial in trials]}, indent=1))
+    else:
+        for name, value in found.items():
+            print(f"{name.replace('_', ' ')}: {value}")
 
 
 @contextmanager
