@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from middleware import SAEAnnotator
 from sae_runtime.detector import Inspector
 from sae_runtime.errors import ArtefactError, CatalogError, FingerprintError, InputError
+from sae_runtime.evaluation.prompts import example_prompts
 from sae_runtime.models import resolve_model
 from sae_runtime.paths import ARTEFACTS, CATALOG_FILE, SAE_WEIGHTS_FILE, artefacts_for
 
@@ -144,3 +146,16 @@ def test_the_annotator_from_catalog_reads_in_process(small_model):
     result = annotator.annotate("How often should I clean my mouse?")
     assert result.bypass is None
     assert result.reading is not None and result.reading.mentions[0].concept == "mouse"
+
+
+def test_a_sense_whose_note_did_not_help_is_read_but_not_flagged(inspector):
+    asked = [([{"role": "user", "content": p.prompt}], {"domain": p.domain}) for p in example_prompts()]
+    readings = inspector.inspect_batch(asked)
+    number, flag = next((n, r.misreads[0]) for n, r in enumerate(readings) if r.misreads)
+    concept = next(c for c in inspector.view.concepts if c.slug == flag.concept)
+    senses = tuple(replace(sense, noted=sense.slug != flag.intended) for sense in concept.senses)
+    muted = inspector.detector.with_concepts([replace(concept, senses=senses)])
+    plan = muted.plan(asked[number][0], **asked[number][1])
+    reading = muted.reading(plan, inspector.features([plan])[0])
+    assert flag.concept in {mention.concept for mention in reading.mentions}
+    assert flag.concept not in {misread.concept for misread in reading.misreads}
