@@ -135,11 +135,11 @@ def _fitted(make: Callable[[], Pipeline], x: Any, data: Labelled, rows: NDArray[
 
 def _settings(kind: str) -> Iterator[tuple[str, Callable[[], Pipeline]]]:
     if kind == "sae":
-        for size, penalty in product((48, 512), (0.03, 0.3, 3.0)):
+        for size, penalty in product((48, 512, 4096), (0.3, 1.0)):
             yield (
                 f"{size} features, C={penalty}",
                 lambda size=size, penalty=penalty: make_pipeline(  # type: ignore[misc]
-                    _Best(f_classif, k=size), MaxAbsScaler(), LogisticRegression(C=penalty, max_iter=1000)
+                    _Best(_f_statistic, k=size), MaxAbsScaler(), LogisticRegression(C=penalty, max_iter=1000)
                 ),
             )
     elif kind == "dense":
@@ -154,8 +154,14 @@ def _settings(kind: str) -> Iterator[tuple[str, Callable[[], Pipeline]]]:
         yield "class means", lambda: make_pipeline(StandardScaler(), NearestCentroid())
 
 
+def _f_statistic(x: Any, labels: Labels) -> Array:
+    """F statistic of each feature; those that never fire get none."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.nan_to_num(f_classif(x, labels)[0], nan=-1.0)
+
+
 class _Best(SelectKBest):
-    """The best features, all when there are fewer; constant ones score nothing instead of warning."""
+    """The best features, all when there are fewer."""
 
     def _check_params(self, X: Any, y: Any) -> None:
         self.k: int = min(self.k, X.shape[1])

@@ -95,6 +95,25 @@ def notes(
     run_notes(model, out, url=url, artefacts=artefacts, write=write, as_json=as_json)
 
 
+@eval_app.command("failures")
+def failures(
+    task: Annotated[str, typer.Argument(help="svamp, mawps, asdiv or gsm8k: its fit part is asked.")],
+    data: Annotated[Path, typer.Option(help="Folder of the data sets.")],
+    out: Annotated[Path, typer.Option(help="Folder for results; a run that was stopped goes on there.")],
+    model: Model = DEFAULT_MODEL,
+    problems: Annotated[int, typer.Option(min=100, help="Calibration problems that the model answers.")] = 500,
+    sae: Annotated[Path | None, typer.Option(help="Folder of another dictionary, such as the full one.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="A running `sensecheck serve`; by default one is found or started.")
+    ] = None,
+    artefacts: Artefacts = None,
+) -> None:
+    """Derive concepts from failures: kinds of mistakes, the features that go before them, and whether they can be foreseen."""
+    from ui.cli.evaluation_run import run_failures
+
+    run_failures(task, model, data, out, problems, sae=sae, url=url, artefacts=artefacts)
+
+
 @eval_app.command("report")
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of results, searched through.")],

@@ -16,14 +16,18 @@ from sae_runtime.detector.artefacts import Artefacts
 from sae_runtime.engines.chat import ChatEncoder
 from sae_runtime.engines.dtype import compute_dtype
 from sae_runtime.engines.transformers import TransformersEngine
+from sae_runtime.errors import InputError
 from sae_runtime.evaluation.answers import Answers
 from sae_runtime.evaluation.arms import check_arms
-from sae_runtime.evaluation.capture import captured
+from sae_runtime.evaluation.capture import Captured, captured
+from sae_runtime.evaluation.failures import FAILURES, failure_results
 from sae_runtime.evaluation.flags import FLAGS, flag_results, flag_rows
+from sae_runtime.evaluation.items import Item
 from sae_runtime.evaluation.notes import figures, store, try_notes
 from sae_runtime.evaluation.prompts import planted_prompts
 from sae_runtime.evaluation.run import RESULTS, Run, save
 from sae_runtime.evaluation.tasks import task_named
+from sae_runtime.evaluation.tasks.maths import Maths
 from sae_runtime.paths import CARD_FILE, CATALOG_FILE
 from sae_runtime.progress import console
 from sae_runtime.sae import load_sae
@@ -53,22 +57,45 @@ def run_task(
     wanted = check_arms(arms)
     task = task_named(name, limits)
     items = task.load(data)
-    opened = Artefacts.open(model, folder=artefacts)
-    folder = sae or opened.folder
-    dictionary = load_sae(folder)
-    encoder = ChatEncoder(opened.model.path)
-    engine = TransformersEngine(opened.model.path, opened.view.layer, dtype=compute_dtype())
-    read = captured(items, engine, encoder, dictionary, fingerprint_sae(folder), out / "cache")
-    engine.close()
+    opened, folder, read = _read(items, model, out, sae, artefacts)
     about = {
         "model": opened.view.model_name,
-        "dictionary": {"layer": opened.view.layer, "latents": dictionary.d_sae, "fingerprint": fingerprint_sae(folder)},
+        "dictionary": {"layer": opened.view.layer, "fingerprint": fingerprint_sae(folder)},
         "licence": task.licence,
         "limits": limits,
     }
     with _answers(model, out, url, artefacts, ask=ask) as answers:
         results = Run(task, items, read, answers, wanted, about).results()
     _saved(results, out, out / f"{name}-{opened.view.model_name}" / RESULTS)
+
+
+def run_failures(
+    name: str,
+    model: str,
+    data: Path,
+    out: Path,
+    problems: int,
+    *,
+    sae: Path | None,
+    url: str | None,
+    artefacts: Path | None,
+) -> None:
+    """Ask the task's fit problems, sort mistakes, find the features that go with them; ``out/failures-NAME-MODEL/failures.json``.
+
+    Raises:
+        InputError: the task is not about word problems.
+        ServerError: the model cannot be asked.
+    """
+    task = task_named(name, {"fit": problems, "dev": 0, "test": 0})
+    if not isinstance(task, Maths):
+        raise InputError(f"'{name}' has no word problems.", "Choose svamp, mawps, asdiv or gsm8k.")
+    items = task.load(data)
+    opened, folder, read = _read(items, model, out, sae, artefacts)
+    with _answers(model, out, url, artefacts, ask=True) as answers:
+        assert answers is not None  # noqa: S101 (asked for)
+        found = failure_results(items, read, answers, {i: f.label for i, f in opened.view.features.items()})
+    about = {"task": name, "model": opened.view.model_name, "dictionary": fingerprint_sae(folder)}
+    _saved({**about, **found}, out, out / f"failures-{name}-{opened.view.model_name}" / FAILURES)
 
 
 def run_planted(prompts: str, model: str, out: Path, *, url: str | None, artefacts: Path | None, ask: bool) -> None:
@@ -111,6 +138,19 @@ def run_notes(model: str, out: Path, *, url: str | None, artefacts: Path | None,
     else:
         for name, value in found.items():
             print(f"{name.replace('_', ' ')}: {value}")
+
+
+def _read(
+    items: list[Item], model: str, out: Path, sae: Path | None, artefacts: Path | None
+) -> tuple[Artefacts, Path, Captured]:
+    """The artefacts, the folder of the dictionary, and what it reads in ``items``."""
+    opened = Artefacts.open(model, folder=artefacts)
+    folder = sae or opened.folder
+    engine = TransformersEngine(opened.model.path, opened.view.layer, dtype=compute_dtype())
+    encoder = ChatEncoder(opened.model.path)
+    read = captured(items, engine, encoder, load_sae(folder), fingerprint_sae(folder), out / "cache")
+    engine.close()
+    return opened, folder, read
 
 
 @contextmanager

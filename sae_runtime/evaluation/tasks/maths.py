@@ -42,7 +42,22 @@ class Maths(Task):
             "division": "The question asks for a division (a quotient).",
             "several": "The question asks for several steps.",
         },
+        "expression": {
+            "addition": "This is solved by an addition{expression}.",
+            "subtraction": "This is solved by a subtraction{expression}.",
+            "multiplication": "This is solved by a multiplication{expression}.",
+            "division": "This is solved by a division{expression}.",
+            "several": "This takes more than one operation.",
+        },
     }
+
+    def note(self, wording: str, label: str, item: Item) -> str:
+        """See :class:`Task`; where the problem has just two numbers, ``expression`` writes them out, the larger one first."""
+        text = item.prompt[slice(*item.spots["text"])]
+        numbers = sorted((found.replace(",", "") for found in _NUMBER.findall(text)), key=float, reverse=True)
+        sign = next((mark for mark, name in OPERATIONS.items() if name == label), "")
+        expression = f": {numbers[0]} {sign} {numbers[1]}" if len(numbers) == 2 and sign else ""
+        return super().note(wording, label, item).replace("{expression}", expression)
 
     def item(self, name: str, split: Split, problem: str, question: str, label: str, gold: float) -> Item:
         """The problem as a user poses it; ``question`` is the part that asks."""
@@ -152,6 +167,11 @@ class Gsm8k(Maths):
         return drawn([*self.fit_items(data), *own], self.limits)
 
 
+def problem_numbers(problem: str) -> list[float]:
+    """The numbers in a problem, in digits, in their order."""
+    return [float(found.replace(",", "")) for found in _NUMBER.findall(problem)]
+
+
 def equation_label(equation: str) -> str | None:
     """The operation of ``equation``; ``several`` for different ones, None for none."""
     found = {OPERATIONS[sign] for sign in re.findall(r"[-+*/]", equation)}
@@ -160,9 +180,8 @@ def equation_label(equation: str) -> str | None:
 
 def numbers_label(problem: str, answer: float) -> str | None:
     """The only operation that makes ``answer`` of two of the problem's numbers; None when none or several do."""
-    numbers = [float(text.replace(",", "")) for text in _NUMBER.findall(problem)]
     found = set()
-    for a, b in permutations(numbers, 2):
+    for a, b in permutations(problem_numbers(problem), 2):
         results = {"addition": a + b, "subtraction": a - b, "multiplication": a * b, "division": a / b if b else None}
         found |= {name for name, value in results.items() if value is not None and abs(value - answer) < 1e-6}
     return found.pop() if len(found) == 1 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,15 @@ def test_svamp_problems_fall_into_three_parts_and_say_where_the_question_stands(
     assert item.prompt[slice(*item.spots["asked"])] == "How many pens are left?"
     assert (item.label, item.gold, item.asked) == ("subtraction", "4", True)
     assert not next(item for item in items if item.split == "fit").asked
+
+
+def test_the_expression_is_written_out_where_only_one_is_possible(tmp_path: Path) -> None:
+    task = Svamp()
+    item = next(item for item in task.load(svamp_folder(tmp_path)) if item.id == "svamp-c-30")
+    assert task.note("expression", "subtraction", item) == "This is solved by a subtraction: 35 - 31."
+    assert task.note("expression", "several", item) == "This takes more than one operation."
+    three = replace(item, prompt="1, 2 and 3", spots={"text": (0, 10)})
+    assert task.note("expression", "addition", three) == "This is solved by an addition."
 
 
 def test_a_draw_is_the_same_every_time(tmp_path: Path) -> None:
