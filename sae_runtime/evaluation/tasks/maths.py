@@ -20,6 +20,7 @@ OPERATIONS = {"+": "addition", "-": "subtraction", "*": "multiplication", "/": "
 SEVERAL = "several"
 LABELS = (*OPERATIONS.values(), SEVERAL)
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+_SIGNED = re.compile(r"(?<![\d.)])-?" + _NUMBER.pattern)  # "5-3" holds no negative number
 _CLOSING = "\nSolve the problem step by step. End with a line that says: The answer is N."
 
 
@@ -190,8 +191,8 @@ def numbers_label(problem: str, answer: float) -> str | None:
 def last_number(text: str) -> float | None:
     """The number after the last "answer is", else the last number of ``text``; None when it has none."""
     _, said, after = text.rpartition("nswer is")
-    numbers = _NUMBER.findall(after) if said else []
-    numbers = numbers[:1] or _NUMBER.findall(text)[-1:]
+    numbers = _SIGNED.findall(after) if said else []
+    numbers = numbers[:1] or _SIGNED.findall(text)[-1:]
     return float(numbers[0].replace(",", "")) if numbers else None
 
 

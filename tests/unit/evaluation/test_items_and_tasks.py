@@ -78,6 +78,8 @@ def test_numbers_name_the_only_operation_that_gives_the_answer(problem: str, ans
         ("First 3, then 4.\nThe answer is 12.", 12),
         ("The answer is $1,250.50 in total for 3 people", 1250.5),
         ("So there are 3 boxes of 4", 4),
+        ("The answer is -7.", -7),
+        ("It is 5-3", 3),
         ("none", None),
     ],
 )
