@@ -1,7 +1,7 @@
 """Asking the served model, many prompts at a time; every answer is kept on disk, so that a run that was stopped goes on.
 
 Uses the OpenAI-compatible routes of vLLM: log-probabilities of the first token for choices (greedy, top 20), greedy
-generation for numbers, ``prompt_logprobs`` for the likelihood of a given answer.
+generation for numbers, ``prompt_logprobs`` for the likelihood of a given answer or ending.
 """
 
 from __future__ import annotations
@@ -34,12 +34,16 @@ class Question:
     Attributes:
         messages: the conversation.
         options: number of options whose letters are scored; 0: an answer is generated.
+        opening, endings: the answer begins with ``opening``, and the log-likelihood of each of ``endings`` after it is
+            scored, whatever the letters; small models know more than they can choose by letter.
         gold: with ``options == 0``: the answer whose log-likelihood is taken after "The answer is"; "" for none.
         max_tokens: length limit of a generated answer.
     """
 
     messages: tuple[tuple[str, str], ...]
     options: int = 0
+    opening: str = ""
+    endings: tuple[str, ...] = ()
     gold: str = ""
     max_tokens: int = 200
 
@@ -57,7 +61,7 @@ class Question:
 class Answers:
     """The model's answers, from the cache ``path`` (JSON lines) or from the server.
 
-    A choice's answer is ``{"scores": [log-probability per letter]}``; a number's ``{"text": str, "loglik": float}``, nats
+    A choice's answer is ``{"scores": [log-probability per letter or ending]}``; a number's ``{"text": str, "loglik": float}``, nats
     of the gold answer given the prompt.
 
     Args:
@@ -108,16 +112,24 @@ class Answers:
         return [self._kept[key] for key in keys]
 
     def _key(self, question: Question) -> str:
-        text = json.dumps([self._model, question.messages, question.options, question.gold, question.max_tokens])
+        parts = [self._model, question.messages, question.options, question.gold, question.max_tokens]
+        if question.endings:
+            parts += [question.opening, question.endings]
+        text = json.dumps(parts)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
     async def _answer(self, client: httpx.AsyncClient, question: Question) -> dict[str, Any]:
+        if question.endings:
+            found = [
+                await self._likelihood(client, question.chat, question.opening, ending) for ending in question.endings
+            ]
+            return {"scores": found}
         if question.options:
             return {"scores": await self._scores(client, question)}
         reply = await self._post(client, question.chat, max_tokens=question.max_tokens)
         answer: dict[str, Any] = {"text": reply["choices"][0]["message"]["content"] or ""}
         if question.gold:
-            answer["loglik"] = await self._likelihood(client, question)
+            answer["loglik"] = await self._likelihood(client, question.chat, "The answer is", question.gold)
         return answer
 
     async def _scores(self, client: httpx.AsyncClient, question: Question) -> list[float]:
@@ -130,19 +142,20 @@ class Answers:
         floor = min(token["logprob"] for token in first) - _UNSEEN
         return [round(found.get(mark, floor), 5) for mark in LETTERS[: question.options]]
 
-    async def _likelihood(self, client: httpx.AsyncClient, question: Question) -> float:
-        """Log-likelihood of the gold answer right after the prompt."""
-        opening = "The answer is"
-        chat = [*question.chat, {"role": "assistant", "content": f"{opening} {question.gold}"}]
+    async def _likelihood(
+        self, client: httpx.AsyncClient, chat: Sequence[ChatMessage], opening: str, ending: str
+    ) -> float:
+        """Log-likelihood of ``ending`` when the answer begins with ``opening``, nats."""
+        messages = [*chat, {"role": "assistant", "content": f"{opening} {ending}"}]
         more = {"add_generation_prompt": False, "continue_final_message": True, "prompt_logprobs": 0}
-        reply = await self._post(client, chat, max_tokens=1, **more)
-        # The last prompt tokens spell the answer: walk back until their text has spelled it.
+        reply = await self._post(client, messages, max_tokens=1, **more)
+        # The last prompt tokens spell the ending: walk back until their text has spelled it.
         total, spelled = 0.0, ""
         for entry in reversed(reply["prompt_logprobs"]):
             token = next(iter(entry.values()))
             total += token["logprob"]
             spelled = token["decoded_token"] + spelled
-            if spelled.strip() == question.gold:
+            if spelled.strip() == ending:
                 break
         return round(total, 5)
 

@@ -1,8 +1,8 @@
 """Flags on prompts with planted senses: are they right, and does a flag predict that the model gets the word wrong?
 
 Every prompt is read with the shipped artefacts and their thresholds. Then the served model is asked, of the same prompt,
-what the planted word means there (options: the glosses of its senses, contextually calibrated), without a note, with
-the note of a flag, with a neutral note in its place, and with the right note everywhere.
+what the planted word means there (:mod:`sae_runtime.evaluation.meaning`), without a note, with the note of a flag, with a
+neutral note in its place, and with the right note on every planted prompt.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from sae_runtime.detector import Inspector, Misread
 from sae_runtime.detector.notes import joined_notes, render_note
 from sae_runtime.evaluation.answers import Answers, Question
 from sae_runtime.evaluation.arms import Notes, placebo
-from sae_runtime.evaluation.items import Item, letter, options
+from sae_runtime.evaluation.items import Item, letter
+from sae_runtime.evaluation.meaning import meaning_blank, meaning_question
 from sae_runtime.evaluation.planted import read_planted
 from sae_runtime.evaluation.prompts import PlantedPrompt, glossaries
 from sae_runtime.evaluation.scoring import score
@@ -42,16 +43,12 @@ class FlagRow:
     def question(self, note: str) -> Question:
         """What is asked about the prompt, with ``note`` ("" for none) where the product would put it."""
         said = self.prompt.prompt + (joined_notes([note]) if note else "")
-        text = (
-            f'{said}\n\nIn this message, what does "{self.prompt.mention}" mean?{options(list(self.glosses.values()))}'
-        )
-        return Question.of(text, options=len(self.glosses))
+        return meaning_question(said, self.prompt.mention, list(self.glosses.values()))
 
     @property
     def blank(self) -> Question:
         """The same question about nothing."""
-        asked = f'N/A\n\nIn this message, what does "{self.prompt.mention}" mean?{options(list(self.glosses.values()))}'
-        return Question.of(asked, options=len(self.glosses))
+        return meaning_blank(self.prompt.mention, list(self.glosses.values()))
 
     @property
     def item(self) -> Item:
@@ -119,7 +116,7 @@ def _asked(rows: Sequence[FlagRow], answers: Answers) -> dict[str, Any]:
         "plain": [""] * len(rows),
         "flagged": flagged,
         "placebo": placebo(Notes([None] * len(rows), flagged)).texts,
-        "oracle": [row.notes[row.prompt.intended] for row in rows],
+        "oracle": [row.notes[row.prompt.intended] if row.prompt.kind != "plain" else "" for row in rows],
     }
     blanks = answers.ask([row.blank for row in rows], "calibration")
     arms = {}

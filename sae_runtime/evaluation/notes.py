@@ -24,10 +24,11 @@ from sae_runtime.catalog.store import catalog_engine, seal_catalog
 from sae_runtime.catalog.tables import ConceptRow, NoteRow, SenseRow
 from sae_runtime.detector.notes import MAX_NOTE, joined_notes, render_note
 from sae_runtime.evaluation.answers import Answers, Question
-from sae_runtime.evaluation.items import Item, letter, options
+from sae_runtime.evaluation.items import Item, letter
+from sae_runtime.evaluation.meaning import meaning_blank, meaning_question
 from sae_runtime.evaluation.scoring import Scored, interval, score
 
-CHOOSING = 6  # fit sentences per sense on which wordings compete
+CHOOSING = 3  # fit sentences per sense on which wordings compete
 
 
 @dataclass(frozen=True)
@@ -181,14 +182,8 @@ def _item(pack: ConceptPack, sense: str, context: LabelledContext) -> Item:
 
 def _question(pack: ConceptPack, context: LabelledContext, note: str) -> Question:
     noted = context.text + (joined_notes([render_note(note, context.mention)]) if note else "")
-    return _asked(pack, noted, context.mention)
+    return meaning_question(noted, context.mention, _glosses(pack))
 
 
 def _blank(pack: ConceptPack, mention: str) -> Question:
-    return _asked(pack, "N/A", mention)
-
-
-def _asked(pack: ConceptPack, said: str, mention: str) -> Question:
-    labels = _glosses(pack)
-    text = f'{said}\n\nIn this message, what does "{mention}" mean?{options(labels)}'
-    return Question.of(text, options=len(labels))
+    return meaning_blank(mention, _glosses(pack))

@@ -8,6 +8,7 @@ groups, whose out-of-fold scores also give the temperature (Guo et al. 2017).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -156,7 +157,8 @@ def _settings(kind: str) -> Iterator[tuple[str, Callable[[], Pipeline]]]:
 
 def _f_statistic(x: Any, labels: Labels) -> Array:
     """F statistic of each feature; those that never fire get none."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Features .* are constant")
         return np.nan_to_num(f_classif(x, labels)[0], nan=-1.0)
 
 

@@ -70,6 +70,13 @@ def test_numbers_come_with_the_likelihood_of_the_right_one(served: Served, tmp_p
     assert served.asked[1]["messages"][-1] == {"role": "assistant", "content": "The answer is 12"}
 
 
+def test_endings_are_scored_by_their_own_likelihood(served: Served, tmp_path: Path) -> None:
+    question = Question.of("?", opening='Here "x" means:', endings=("12", "2"))
+    (answer,) = Answers(served.url, "m", tmp_path / "a.jsonl").ask([question], "t")
+    assert answer["scores"] == [-0.75, -0.25]
+    assert [body["messages"][-1]["content"] for body in served.asked] == ['Here "x" means: 12', 'Here "x" means: 2']
+
+
 def test_a_run_that_was_stopped_asks_only_what_is_missing(served: Served, tmp_path: Path) -> None:
     cache = tmp_path / "a.jsonl"
     questions = [Question.of(f"{n}?", options=2) for n in range(5)]

@@ -18,6 +18,8 @@ def made(*, told: bool, seed: int = 0) -> tuple[Captured, Labelled]:
     labels = rng.integers(0, 2, ITEMS)
     sparse = {spot: rng.random((ITEMS, WIDTH)) * (rng.random((ITEMS, WIDTH)) < 0.2) for spot in ("mention", "after")}
     dense = {spot: rng.normal(size=(ITEMS, WIDTH)).astype(np.float32) for spot in ("mention", "after")}
+    for x in sparse.values():
+        x[:, 3] = 0  # never fires
     if told:
         sparse["after"][:, 7] = labels * (1 + rng.random(ITEMS))
         dense["after"][:, 7] += 8 * labels
