@@ -5,8 +5,9 @@ BIN    := $(VENV)/bin
 LOCK   := requirements/cpu.txt
 SMALL  := smollm2-135m-instruct
 MODEL  ?= qwen2.5-coder-0.5b-instruct
+DATA   ?= ../shared/data
 
-.PHONY: help setup demo test lint bench clean browser
+.PHONY: help setup demo test lint bench evidence clean browser
 
 help:             ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -44,6 +45,11 @@ bench: setup      ## measure; prints ratios against a named baseline
 	$(BIN)/python -m benchmarks.reading --model $(SMALL)
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.overhead --model $(SMALL)
+
+evidence: setup   ## a quick version of docs/evidence.md (about 12 minutes); DATA is the folder of the data sets
+	$(BIN)/sensecheck eval planted --set examples --out results/quick
+	$(BIN)/sensecheck eval run mohx --data $(DATA) --out results/quick --limit 80 --fit 500 --arms flagged,always,placebo,oracle
+	$(BIN)/sensecheck eval report results/quick
 
 clean:            ## remove the environment and caches of tools (models stay in the user's cache)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -24,7 +24,7 @@ from sae_runtime.progress import progress
 from sae_runtime.serving import bearer
 
 _UNSEEN = 1.0  # nats that a letter outside the top 20 lies below the last of them
-_AT_ONCE = 16
+_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
