@@ -158,28 +158,41 @@ def flags(results: dict[str, Any]) -> list[dict[str, Any]]:
 def failures(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Does a flag predict failure? Answers to "what does it mean here?" on flagged and on other prompts, by arm.
 
-    ``gap`` with its interval: accuracy on flagged prompts minus accuracy on the others (unpaired bootstrap over concepts).
+    Once among all prompts, and once among those with a planted misreading alone, where not flagging is harder to explain by
+    a prompt that anyone would get right. ``gap_interval``: accuracy on flagged prompts minus accuracy on the others
+    (unpaired bootstrap over concepts).
     """
     if "arms" not in results:
         return []
-    flagged = np.array([value is not None for value in results["flag"]])
-    concepts = np.array(results["concept"])
-    plain = np.array(results["arms"]["plain"]["right"], dtype=float)
+    kinds = np.array(results["kind"])
+    return [
+        row
+        for among, own in (("all", kinds != ""), ("planted", kinds != "plain"))
+        for row in _failures(results, among, own)
+    ]
+
+
+def _failures(results: dict[str, Any], among: str, own: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    flagged = np.array([value is not None for value in results["flag"]])[own]
+    concepts = np.array(results["concept"])[own]
+    plain = np.array(results["arms"]["plain"]["right"], dtype=float)[own]
     rows = []
     for arm, answer in results["arms"].items():
-        right = np.array(answer["right"], dtype=float)
+        right = np.array(answer["right"], dtype=float)[own]
+        some = bool(flagged.any())
         rows.append(
             {
                 "set": results["set"],
                 "model": results["model"],
+                "among": among,
                 "arm": arm,
                 "flagged_prompts": int(flagged.sum()),
-                "right_where_flagged": round(float(right[flagged].mean()), 4) if flagged.any() else None,
+                "right_where_flagged": round(float(right[flagged].mean()), 4) if some else None,
                 "right_elsewhere": round(float(right[~flagged].mean()), 4),
-                "gap_interval": gap_interval(right, flagged, concepts) if flagged.any() else None,
-                "lift_where_flagged": round(float((right - plain)[flagged].mean()), 4) if flagged.any() else None,
-                "lift_interval": interval((right - plain)[flagged], concepts[flagged]) if flagged.any() else None,
-                "harm_where_flagged": round(float((plain > right)[flagged].mean()), 4) if flagged.any() else None,
+                "gap_interval": gap_interval(right, flagged, concepts) if some else None,
+                "lift_where_flagged": round(float((right - plain)[flagged].mean()), 4) if some else None,
+                "lift_interval": interval((right - plain)[flagged], concepts[flagged]) if some else None,
+                "harm_where_flagged": round(float((plain > right)[flagged].mean()), 4) if some else None,
             }
         )
     return rows

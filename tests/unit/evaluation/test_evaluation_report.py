@@ -118,7 +118,8 @@ def test_flags_are_counted_by_kind_and_false_ones_cost_precision() -> None:
 
 
 def test_failures_are_compared_where_flagged_and_elsewhere() -> None:
-    plain, flagged = failures(planted())
+    plain, flagged, planted_plain, _ = failures(planted())
+    assert planted_plain["right_elsewhere"] == 0.5
     assert (plain["right_where_flagged"], plain["right_elsewhere"]) == (0.5, 0.75)
     assert flagged["lift_where_flagged"] == 0.5
 
