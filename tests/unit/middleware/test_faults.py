@@ -59,7 +59,7 @@ Call = Callable[..., Any]
 
 PATIENCE = 30.0  # seconds; only a broken product waits that long
 SHORT = 0.2  # seconds; a deadline that is meant to be missed
-TEXT = "I sat on the bank."
+TEXT = "On the bank I sat."
 NOTED = f"{TEXT}\n\n[Note on the wording above: A note.]"
 FINGERPRINTS = {"weights": "w", "config": "c", "tokenizer": "t", "chat_template": "h", "sae": "s"}
 
@@ -264,7 +264,7 @@ class Recorder(BaseCallbackHandler):
 
 @pytest.fixture
 def server(reading_of: Any, misread_at: Any) -> Iterator[FaultyServer]:
-    reading = reading_of([misread_at(TEXT, 13, 17, note="A note.")])
+    reading = reading_of([misread_at(TEXT, 7, 11, note="A note.")])
     with FaultyServer(reading.model_dump_json().encode()) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
