@@ -14,6 +14,10 @@ from sae_runtime.errors import InputError
 Split = Literal["fit", "dev", "test"]
 Kind = Literal["choice", "number"]
 LETTERS = "ABCDEFGHIJ"
+SENSE_WORDINGS = {
+    "means": {"": 'Here "{mention}" means: {label}.'},
+    "sense": {"": '"{mention}" is meant in the sense of {label} here.'},
+}
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from sae_runtime.build.stages import write_text
 from sae_runtime.errors import InputError
 from sae_runtime.evaluation.figures import answers, comparisons, failures, flags, readings
 from sae_runtime.evaluation.flags import FLAGS
 from sae_runtime.evaluation.run import RESULTS
-from sae_runtime.pages import FOLDER as PAGES
+from sae_runtime.pages import templates
 from sae_runtime.pages.svg import CONTROL, SERIES, Plot, draw
 
 PAGE = "report.html"
@@ -82,14 +80,7 @@ def markdown(figures: dict[str, list[dict[str, Any]]]) -> str:
 
 def write_page(figures: dict[str, list[dict[str, Any]]], folder: Path) -> Path:
     """Write ``report.html`` into ``folder``."""
-    environment = Environment(
-        autoescape=True,
-        keep_trailing_newline=True,
-        loader=FileSystemLoader([Path(__file__).parent, PAGES]),
-        lstrip_blocks=True,
-        trim_blocks=True,
-        undefined=StrictUndefined,
-    )
+    environment = templates(Path(__file__).parent)
     environment.filters["cell"] = _cell
     tables = {name: rows for name, rows in figures.items() if rows}
     page = environment.get_template("report.html.jinja").render(titles=_TITLES, tables=tables, plots=_plots(figures))

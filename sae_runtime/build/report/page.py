@@ -13,14 +13,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sae_runtime.build.report.plots import density_plot, frontier_plot, loss_plot, percent, score_plot
 from sae_runtime.build.stages import write_text
 from sae_runtime.errors import InputError
-from sae_runtime.pages import FOLDER as PAGES
+from sae_runtime.pages import templates
 from sae_runtime.pages.svg import Plot
 from sae_runtime.paths import REPORT_JSON_FILE, REPORT_PAGE_FILE
 
@@ -249,15 +248,7 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
 
 def render_page(report: Report) -> str:
     """The report as one HTML document that loads nothing and runs nothing."""
-    environment = Environment(
-        autoescape=True,
-        finalize=_visible,
-        keep_trailing_newline=True,
-        loader=FileSystemLoader([Path(__file__).parent, PAGES]),
-        lstrip_blocks=True,
-        trim_blocks=True,
-        undefined=StrictUndefined,
-    )
+    environment = templates(Path(__file__).parent, finalize=_visible)
     environment.filters |= {"percent": percent, "number": _number, "token": _token, "marked": _marked}
     plots, missing = _plots(report)
     return environment.get_template(_TEMPLATE).render(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from sae_runtime.evaluation.items import Item, Split, Task, by_group, drawn, letter, options, required
+from sae_runtime.evaluation.items import SENSE_WORDINGS, Item, Split, Task, by_group, drawn, letter, options, required
 
 _FIT_PER_SENSE = 30
 _TEST_PER_WORD = 200
@@ -23,10 +23,7 @@ class CoarseWsd(Task):
     name = "coarsewsd"
     kind = "choice"
     licence = "text CC BY-SA 3.0 (Wikipedia); labels without a licence: research use"
-    wordings: ClassVar = {
-        "means": {"": 'Here "{mention}" means: {label}.'},
-        "sense": {"": '"{mention}" is meant in the sense of {label} here.'},
-    }
+    wordings = SENSE_WORDINGS
 
     def load(self, data: Path) -> list[Item]:
         """See :class:`Task`."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from sae_runtime.errors import InputError
-from sae_runtime.evaluation.items import Item, Task, drawn, letter, options, required
+from sae_runtime.evaluation.items import SENSE_WORDINGS, Item, Task, drawn, letter, options, required
 
 _COLUMNS = {"split", "prompt", "mention", "labels", "label"}
 
@@ -24,10 +23,7 @@ class Table(Task):
     name = "table"
     kind = "choice"
     licence = "the user's own data"
-    wordings: ClassVar = {
-        "means": {"": 'Here "{mention}" means: {label}.'},
-        "sense": {"": '"{mention}" is meant in the sense of {label} here.'},
-    }
+    wordings = SENSE_WORDINGS
 
     def load(self, data: Path) -> list[Item]:
         """See :class:`Task`.
