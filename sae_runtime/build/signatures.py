@@ -81,7 +81,7 @@ def fit_signature(
         x = data.sites[site].numpy()[~held][:, latents].astype(np.float64)
         for penalty in _PENALTIES:
             scores = _out_of_fold(x, labels[~held], max_features, penalty, seed)
-            likelihood = _log_likelihood(scores, labels[~held], temperature(scores, labels[~held]))
+            likelihood = log_likelihood(scores, labels[~held], temperature(scores, labels[~held]))
             if best is None or likelihood > best[0] + 1e-9:
                 best = (likelihood, site, penalty, scores)
     assert best is not None  # noqa: S101 (SITES is not empty)
@@ -138,15 +138,16 @@ def _out_of_fold(x: Array, labels: NDArray[np.int64], max_features: int, penalty
     return scores
 
 
-def _log_likelihood(scores: Array, labels: NDArray[np.int64], factor: float) -> float:
+def log_likelihood(scores: Array, labels: NDArray[np.int64], factor: float, weights: Array | None = None) -> float:
     """Mean log-likelihood of ``labels`` under ``softmax(factor * scores)``, scores ``[n, senses]``; nats."""
-    return float(log_softmax(scores * factor, axis=1)[np.arange(len(labels)), labels].mean())
+    each = log_softmax(scores * factor, axis=1)[np.arange(len(labels)), labels]
+    return float(np.average(each, weights=weights))
 
 
 def temperature(scores: Array, labels: NDArray[np.int64]) -> float:
     """The factor (inverse temperature) that makes out-of-fold scores most likely, within sane bounds."""
     result = minimize_scalar(
-        lambda log: -_log_likelihood(scores, labels, np.exp(log)), bounds=(-1.5, 1.5), method="bounded"
+        lambda log: -log_likelihood(scores, labels, np.exp(log)), bounds=(-1.5, 1.5), method="bounded"
     )
     return float(np.exp(result.x))
 

@@ -31,7 +31,7 @@ from sae_runtime.evaluation.answers import Answers, Question
 from sae_runtime.evaluation.capture import Captured
 from sae_runtime.evaluation.items import Item
 from sae_runtime.evaluation.readouts import Labelled, read_labels
-from sae_runtime.evaluation.tasks.maths import OPERATIONS, SEVERAL, last_number, problem_numbers
+from sae_runtime.evaluation.tasks.maths import OPERATIONS, SEVERAL, last_number, problem_numbers, result_of, same_number
 
 FAILURES = "failures.json"
 NOTES = {
@@ -74,7 +74,7 @@ class FailureConcept:
 def mistake(item: Item, answer: str) -> str | None:
     """The kind of mistake in ``answer``, or None when it is right."""
     gold, said = float(item.gold), last_number(answer)
-    if said is not None and abs(said - gold) < 1e-4 * max(1.0, abs(gold)):
+    if said is not None and same_number(said, gold):
         return None
     if said is None:
         return "other"
@@ -194,8 +194,5 @@ def _p_values(own: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[
 
 
 def _gives(pair: tuple[float, float], operation: str, result: float) -> bool:
-    a, b = pair
-    if operation == "division":
-        return b != 0 and abs(a / b - result) < 1e-4 * max(1.0, abs(result))
-    value = {"addition": a + b, "subtraction": a - b, "multiplication": a * b}.get(operation)
-    return value is not None and abs(value - result) < 1e-4 * max(1.0, abs(result))
+    value = result_of(operation, *pair)
+    return value is not None and same_number(value, result)

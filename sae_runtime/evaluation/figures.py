@@ -46,16 +46,12 @@ def answers(results: dict[str, Any]) -> list[dict[str, Any]]:
     """
     if "arms" not in results:
         return []
-    split = np.array(results["items"]["split"])
-    group = np.array(results["items"]["group"])[split == "test"]
-    first = {part: np.array(results["items"]["label"])[split == part] == 0 for part in ("dev", "test")}
-    plain = _right(results, "plain", first)
+    asked = _Asked(results)
+    plain = asked.right("plain")
     rows = []
     for name, arm in results["arms"]["test"].items():
-        right = _right(results, name, first)
-        margins = arm["margin"]
-        tuned = _is_tuned(results)
-        likelihood = None if None in arm["loglik"] else round(float(np.mean(arm["loglik"])), 4)
+        right = asked.right(name)
+        area = auc(np.array(arm["margin"]), asked.first["test"]) if asked.tuned else None
         rows.append(
             {
                 "task": results["task"],
@@ -64,11 +60,11 @@ def answers(results: dict[str, Any]) -> list[dict[str, Any]]:
                 "items": len(right),
                 "noted": round(float(np.mean(np.array(arm["note"]) != -1)), 4),
                 "accuracy": round(float(np.mean(arm["right"])), 4),
-                "tuned": round(float(right.mean()), 4) if tuned else None,
-                "auc": _rounded(auc(np.array(margins), first["test"])) if tuned else None,
-                "loglik": likelihood,
+                "tuned": round(float(right.mean()), 4) if asked.tuned else None,
+                "auc": None if area is None else round(area, 4),
+                "loglik": None if None in arm["loglik"] else round(float(np.mean(arm["loglik"])), 4),
                 "lift": round(float((right - plain).mean()), 4),
-                "interval": interval(right - plain, group),
+                "interval": interval(right - plain, asked.groups),
                 "harm": round(float((plain > right).mean()), 4),
             }
         )
@@ -80,41 +76,43 @@ def comparisons(results: dict[str, Any]) -> list[dict[str, Any]]:
     arms = results.get("arms", {}).get("test", {})
     if "flagged" not in arms:
         return []
-    split = np.array(results["items"]["split"])
-    group = np.array(results["items"]["group"])[split == "test"]
-    first = {part: np.array(results["items"]["label"])[split == part] == 0 for part in ("dev", "test")}
-    flagged = _right(results, "flagged", first)
+    asked = _Asked(results)
+    flagged = asked.right("flagged")
     rows = []
     for name in arms:
         if name not in ("flagged", "oracle"):
-            gap = flagged - _right(results, name, first)
+            gap = flagged - asked.right(name)
             rows.append(
                 {
                     "task": results["task"],
                     "model": results["model"],
                     "flagged_against": name,
                     "difference": round(float(gap.mean()), 4),
-                    "interval": interval(gap, group),
+                    "interval": interval(gap, asked.groups),
                 }
             )
     return rows
 
 
-def _is_tuned(results: dict[str, Any]) -> bool:
-    margins = results["arms"]["dev"]["plain"]["margin"] + results["arms"]["test"]["plain"]["margin"]
-    return bool(results["arms"]["dev"]["plain"]["margin"]) and None not in margins
+class _Asked:
+    """The answers of one result: ``groups`` of its test items, whether the ``first`` option is right by part, and
+    whether answers are ``tuned``: two options, whose border is chosen on the dev part."""
 
+    def __init__(self, results: dict[str, Any]) -> None:
+        self._arms = results["arms"]
+        split, label = np.array(results["items"]["split"]), np.array(results["items"]["label"])
+        self.groups = np.array(results["items"]["group"])[split == "test"]
+        self.first = {part: label[split == part] == 0 for part in ("dev", "test")}
+        margins = [self._arms[part]["plain"]["margin"] for part in ("dev", "test")]
+        self.tuned = bool(margins[0]) and None not in margins[0] + margins[1]
 
-def _right(results: dict[str, Any], arm: str, first: dict[str, NDArray[np.bool_]]) -> NDArray[np.float64]:
-    """1.0 where the arm's answer is right; by the dev part's border where the task has two options."""
-    if not _is_tuned(results):
-        return np.array(results["arms"]["test"][arm]["right"], dtype=float)
-    cut = border(np.array(results["arms"]["dev"][arm]["margin"]), first["dev"])
-    return ((np.array(results["arms"]["test"][arm]["margin"]) > cut) == first["test"]).astype(float)
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+    def right(self, arm: str) -> NDArray[np.float64]:
+        """1.0 where the arm's answer to a test item is right."""
+        dev, test = self._arms["dev"][arm], self._arms["test"][arm]
+        if not self.tuned:
+            return np.array(test["right"], dtype=float)
+        cut = border(np.array(dev["margin"]), self.first["dev"])
+        return ((np.array(test["margin"]) > cut) == self.first["test"]).astype(float)
 
 
 def flags(results: dict[str, Any]) -> list[dict[str, Any]]:

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from sae_runtime.detector import Inspector, Misread
-from sae_runtime.detector.notes import joined_notes, render_note
-from sae_runtime.evaluation.answers import Answers, Question
+from sae_runtime.detector.notes import render_note
+from sae_runtime.evaluation.answers import Answers
 from sae_runtime.evaluation.arms import Notes, placebo
-from sae_runtime.evaluation.items import Item, letter
-from sae_runtime.evaluation.meaning import meaning_blank, meaning_question
+from sae_runtime.evaluation.meaning import Meaning
 from sae_runtime.evaluation.planted import read_planted
-from sae_runtime.evaluation.prompts import PlantedPrompt, glossaries
-from sae_runtime.evaluation.scoring import score
+from sae_runtime.evaluation.prompts import PlantedPrompt
 
 FLAGS = "flags.json"
 ARMS = ("plain", "flagged", "placebo", "oracle")
@@ -40,23 +38,11 @@ class FlagRow:
     glosses: dict[str, str]
     notes: dict[str, str]
 
-    def question(self, note: str) -> Question:
-        """What is asked about the prompt, with ``note`` ("" for none) where the product would put it."""
-        said = self.prompt.prompt + (joined_notes([note]) if note else "")
-        return meaning_question(said, self.prompt.mention, list(self.glosses.values()))
-
     @property
-    def blank(self) -> Question:
-        """The same question about nothing."""
-        return meaning_blank(self.prompt.mention, list(self.glosses.values()))
-
-    @property
-    def item(self) -> Item:
-        """The question as an item of an evaluation."""
-        labels = tuple(self.glosses.values())
-        gold = self.glosses[self.prompt.intended]
-        return Item(
-            self.prompt.id, "test", self.prompt.concept, self.prompt.prompt, {}, gold, labels, letter(labels, gold)
+    def meaning(self) -> Meaning:
+        """What the model is asked."""
+        return Meaning(
+            self.prompt.mention, tuple(self.glosses.values()), list(self.glosses).index(self.prompt.intended)
         )
 
 
@@ -68,9 +54,8 @@ def flag_rows(inspector: Inspector, prompts: Sequence[PlantedPrompt]) -> list[Fl
     """
     rows = []
     for prompt, reading, mention in read_planted(inspector, prompts, "reading"):
-        detector = inspector.detector_for(glossaries()[prompt.glossary] if prompt.glossary else None)
-        slug = f"glossary:{prompt.concept}" if prompt.glossary else prompt.concept
-        concept = next((concept for concept in detector.view.concepts if concept.slug == slug), None)
+        known = inspector.detector_for(prompt.terms).view.concepts
+        concept = next((concept for concept in known if concept.slug == prompt.slug), None)
         if concept is None:
             continue
         own = [flag for flag in reading.misreads if mention and flag.start == mention.start]
@@ -99,7 +84,7 @@ def flag_results(rows: Sequence[FlagRow], answers: Answers | None) -> dict[str, 
         "id": [row.prompt.id for row in rows],
         "kind": [row.prompt.kind for row in rows],
         "concept": [row.prompt.concept for row in rows],
-        "intended": [names.index(row.prompt.intended) for row, names in zip(rows, senses, strict=True)],
+        "intended": [row.meaning.right for row in rows],
         "reading": [row.reading and list(row.reading.values()) for row in rows],
         "source": [row.intended and list(row.intended.values()) for row in rows],
         "flag": [names.index(row.flag.intended) if row.flag else None for row, names in zip(rows, senses, strict=True)],
@@ -118,10 +103,12 @@ def _asked(rows: Sequence[FlagRow], answers: Answers) -> dict[str, Any]:
         "placebo": placebo(Notes([None] * len(rows), flagged)).texts,
         "oracle": [row.notes[row.prompt.intended] if row.prompt.kind != "plain" else "" for row in rows],
     }
-    blanks = answers.ask([row.blank for row in rows], "calibration")
+    meanings = [row.meaning for row in rows]
+    blanks = answers.ask([meaning.blank for meaning in meanings], "calibration")
     arms = {}
     for arm in ARMS:
-        given = answers.ask([row.question(note) for row, note in zip(rows, notes[arm], strict=True)], arm)
-        scored = [score(row.item, a, blank["scores"]) for row, a, blank in zip(rows, given, blanks, strict=True)]
+        asked = [m.question(row.prompt.prompt, note) for m, row, note in zip(meanings, rows, notes[arm], strict=True)]
+        given = zip(meanings, answers.ask(asked, arm), blanks, strict=True)
+        scored = [meaning.score(answer, blank) for meaning, answer, blank in given]
         arms[arm] = {"right": [int(s.right) for s in scored], "loglik": [s.loglik for s in scored]}
     return arms

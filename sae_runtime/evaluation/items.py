@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from sae_runtime.errors import InputError
 
@@ -54,7 +56,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(ABC):
     """A kind of question. Sub-classes say where items come from (:meth:`load`).
 
     Attributes:
@@ -76,13 +78,13 @@ class Task:
     cross_fitted: ClassVar[bool] = False
     limits: Mapping[str, int] = field(default_factory=dict)  # items per split; seeded draw
 
+    @abstractmethod
     def load(self, data: Path) -> list[Item]:
         """The items of all splits.
 
         Raises:
             InputError: a file is absent or malformed.
         """
-        raise NotImplementedError
 
     def note(self, wording: str, label: str, item: Item) -> str:
         """The note that says ``label`` of ``item``."""
@@ -125,6 +127,11 @@ def by_group(group: str, *, dev: float) -> Split:
     return "dev" if random.Random(f"split {group}").random() < dev else "test"
 
 
+def parted(split: Split, group: str) -> Split:
+    """``split``, but a fifth of the ``test`` groups are for choices (``dev``)."""
+    return by_group(group, dev=0.2) if split == "test" else split
+
+
 def detokenised(words: Sequence[str], index: int) -> tuple[str, int, int]:
     """Running text of tokenised ``words``, and the characters of ``words[index]`` in it."""
     text, start, end = "", 0, 0
@@ -146,3 +153,14 @@ def required(path: Path) -> Path:
     if not path.exists():
         raise InputError(f"There is no {path}.", "Point --data to the folder that docs/evidence.md describes.")
     return path
+
+
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a JSON-lines file.
+
+    Raises:
+        InputError: it is not there.
+    """
+    with required(path).open(encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)

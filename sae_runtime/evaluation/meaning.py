@@ -7,20 +7,36 @@ here: on 24 plain prompts of the ``dev`` set the default model found the right g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from sae_runtime.detector.notes import joined_notes
 from sae_runtime.evaluation.answers import Question
+from sae_runtime.evaluation.scoring import Scored, score_choice
 
 
-def meaning_question(message: str, mention: str, glosses: Sequence[str]) -> Question:
-    """The question what ``mention`` means in ``message``, which may end with a note."""
-    return Question.of(
-        f'{message}\n\nIn this message, what does "{mention}" mean?',
-        opening=f'Here "{mention}" means:',
-        endings=tuple(glosses),
-    )
+@dataclass(frozen=True)
+class Meaning:
+    """What ``mention`` can mean: ``glosses``, of which number ``right`` is the planted one."""
 
+    mention: str
+    glosses: tuple[str, ...]
+    right: int
 
-def meaning_blank(mention: str, glosses: Sequence[str]) -> Question:
-    """The same question about nothing."""
-    return meaning_question("N/A", mention, glosses)
+    def question(self, message: str, note: str = "") -> Question:
+        """What it means in ``message``, with ``note`` ("" for none) where the product would put it."""
+        said = message + (joined_notes([note]) if note else "")
+        return Question.of(
+            f'{said}\n\nIn this message, what does "{self.mention}" mean?',
+            opening=f'Here "{self.mention}" means:',
+            endings=self.glosses,
+        )
+
+    @property
+    def blank(self) -> Question:
+        """The same question about nothing."""
+        return self.question("N/A")
+
+    def score(self, answer: dict[str, Any], blank: dict[str, Any]) -> Scored:
+        """Judge the ``answer`` to a question, given that to the blank one."""
+        return score_choice(answer["scores"], self.right, blank["scores"])

@@ -22,11 +22,10 @@ from sqlalchemy.orm import Session
 from sae_runtime.catalog.packs import PLACEHOLDER, ConceptPack, LabelledContext, SensePack
 from sae_runtime.catalog.store import catalog_engine, seal_catalog
 from sae_runtime.catalog.tables import ConceptRow, NoteRow, SenseRow
-from sae_runtime.detector.notes import MAX_NOTE, joined_notes, render_note
+from sae_runtime.detector.notes import MAX_NOTE, render_note
 from sae_runtime.evaluation.answers import Answers, Question
-from sae_runtime.evaluation.items import Item, letter
-from sae_runtime.evaluation.meaning import meaning_blank, meaning_question
-from sae_runtime.evaluation.scoring import Scored, interval, score
+from sae_runtime.evaluation.meaning import Meaning
+from sae_runtime.evaluation.scoring import Scored, interval
 
 CHOOSING = 3  # fit sentences per sense on which wordings compete
 
@@ -75,8 +74,10 @@ def try_notes(packs: Mapping[str, Sequence[ConceptPack]], answers: Answers) -> l
     asked: list[Question] = []
     for pack, name, sense in senses:
         for context in _sentences(sense):
-            asked += [_question(pack, context, note) for note in ["", *wordings(pack, name).values()]]
-    blanks = dict.fromkeys(_blank(pack, form) for pack, _, sense in senses for form in _mentions(sense))
+            meaning = _meaning(pack, name, context.mention)
+            rendered = [render_note(text, context.mention) for text in wordings(pack, name).values()]
+            asked += [meaning.question(context.text, note) for note in ["", *rendered]]
+    blanks = dict.fromkeys(_meaning(pack, name, c.mention).blank for pack, name, s in senses for c in _sentences(s))
     calibration = dict(zip(blanks, answers.ask(list(blanks), "calibration"), strict=True))
     replies = iter(answers.ask(asked, "notes"))
     trials = []
@@ -84,8 +85,8 @@ def try_notes(packs: Mapping[str, Sequence[ConceptPack]], answers: Answers) -> l
         names = list(wordings(pack, name))
         table: list[list[Scored]] = []
         for context in _sentences(sense):
-            item, blank = _item(pack, name, context), calibration[_blank(pack, context.mention)]["scores"]
-            table.append([score(item, next(replies), blank) for _ in ["", *names]])
+            meaning = _meaning(pack, name, context.mention)
+            table.append([meaning.score(next(replies), calibration[meaning.blank]) for _ in ["", *names]])
         trials.append(_judged(pack, name, names, table))
     return trials
 
@@ -167,23 +168,5 @@ def _sentences(sense: SensePack) -> list[LabelledContext]:
     return [*sense.labelled(held_out=False)[:CHOOSING], *sense.labelled(held_out=True)]
 
 
-def _mentions(sense: SensePack) -> list[str]:
-    return [context.mention for context in _sentences(sense)]
-
-
-def _glosses(pack: ConceptPack) -> tuple[str, ...]:
-    return tuple(sense.gloss for sense in pack.senses.values())
-
-
-def _item(pack: ConceptPack, sense: str, context: LabelledContext) -> Item:
-    labels, gloss = _glosses(pack), pack.senses[sense].gloss
-    return Item("", "test", pack.concept, context.text, {}, gloss, labels, letter(labels, gloss))
-
-
-def _question(pack: ConceptPack, context: LabelledContext, note: str) -> Question:
-    noted = context.text + (joined_notes([render_note(note, context.mention)]) if note else "")
-    return meaning_question(noted, context.mention, _glosses(pack))
-
-
-def _blank(pack: ConceptPack, mention: str) -> Question:
-    return meaning_blank(mention, _glosses(pack))
+def _meaning(pack: ConceptPack, sense: str, mention: str) -> Meaning:
+    return Meaning(mention, tuple(own.gloss for own in pack.senses.values()), list(pack.senses).index(sense))

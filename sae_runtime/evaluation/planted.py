@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from sae_runtime.detector import Inspector, MentionReading, Reading
-from sae_runtime.evaluation.prompts import PlantedPrompt, glossaries
+from sae_runtime.evaluation.prompts import PlantedPrompt
 from sae_runtime.progress import progress
 
 _TOGETHER = 16
@@ -22,16 +22,16 @@ def read_planted(
     with progress(title, len(prompts)) as advance:
         for first in range(0, len(prompts), _TOGETHER):
             batch = prompts[first : first + _TOGETHER]
-            asked = [([{"role": "user", "content": prompt.prompt}], _options(prompt)) for prompt in batch]
+            asked = [
+                (
+                    [{"role": "user", "content": prompt.prompt}],
+                    {"domain": prompt.domain, "glossary": prompt.terms, "tokens": False},
+                )
+                for prompt in batch
+            ]
             for prompt, reading in zip(batch, inspector.inspect_batch(asked), strict=True):  # type: ignore[arg-type]
                 if isinstance(reading, Exception):
                     raise reading
-                slug = f"glossary:{prompt.concept}" if prompt.glossary else prompt.concept
-                planted = (m for m in reading.mentions if m.concept == slug and m.start == prompt.start)
+                planted = (m for m in reading.mentions if m.concept == prompt.slug and m.start == prompt.start)
                 yield prompt, reading, next(planted, None)
                 advance(1)
-
-
-def _options(prompt: PlantedPrompt) -> dict[str, object]:
-    glossary = glossaries()[prompt.glossary] if prompt.glossary else None
-    return {"domain": prompt.domain, "glossary": glossary, "tokens": False}

@@ -45,6 +45,16 @@ class PlantedPrompt(BaseModel):
         """Where the mention begins."""
         return self.prompt.index(self.mention)
 
+    @property
+    def slug(self) -> str:
+        """The concept as detectors name it."""
+        return f"glossary:{self.concept}" if self.glossary else self.concept
+
+    @property
+    def terms(self) -> Glossary | None:
+        """The glossary in force."""
+        return glossaries()[self.glossary] if self.glossary else None
+
 
 def calibration_prompts() -> list[PlantedPrompt]:
     """The development prompts, on which thresholds are chosen."""

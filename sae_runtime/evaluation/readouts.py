@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import hstack
-from scipy.special import log_softmax
+from scipy.special import softmax
 from sklearn.feature_selection import SelectKBest, f_classif
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
@@ -25,7 +25,7 @@ from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 
-from sae_runtime.build.signatures import temperature
+from sae_runtime.build.signatures import log_likelihood, temperature
 from sae_runtime.evaluation.capture import Captured
 
 Array = NDArray[np.float64]
@@ -102,7 +102,7 @@ def read_labels(kind: str, read: Captured, data: Labelled, *, cross_fitted: bool
             model = _fitted(make, x, data, np.flatnonzero(data.fit))
             scores[unseen] = _scores(model, x[np.flatnonzero(unseen)], data.count)
     return ReadLabels(
-        probabilities=_softmax(scores * temperature(scores[judged], data.labels[judged])),
+        probabilities=softmax(scores * temperature(scores[judged], data.labels[judged]), axis=1),
         spot=spot,
         setting=setting,
         fit_accuracy=float((scores[judged].argmax(1) == data.labels[judged]).mean()),
@@ -120,10 +120,8 @@ def _inputs(kind: str, read: Captured) -> dict[str, Any]:
 
 def _likelihood(scores: Array, data: Labelled, rows: NDArray[np.bool_]) -> float:
     """Weighted mean log-likelihood of the labels, at the best temperature."""
-    scores, labels, weights = scores[rows], data.labels[rows], data.weights[rows]
-    factor = temperature(scores, labels)
-    each = log_softmax(scores * factor, axis=1)[np.arange(len(labels)), labels]
-    return float(np.average(each, weights=weights))
+    scores, labels = scores[rows], data.labels[rows]
+    return log_likelihood(scores, labels, temperature(scores, labels), data.weights[rows])
 
 
 def _fitted(make: Callable[[], Pipeline], x: Any, data: Labelled, rows: NDArray[np.int64]) -> Pipeline:
@@ -203,8 +201,3 @@ def _scores(model: Pipeline, x: Any, count: int) -> Array:
     scores = np.repeat(own.min(1, keepdims=True) - 5, count, axis=1)
     scores[:, last.classes_] = own
     return scores
-
-
-def _softmax(scores: Array) -> Array:
-    powers = np.exp(scores - scores.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)

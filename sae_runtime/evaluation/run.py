@@ -54,17 +54,18 @@ class Run:
             ServerError: the model cannot be asked.
         """
         readings = self._readings()
+        scored = [item for item in self.items if item.split != "fit"]
         out: dict[str, Any] = {
             "task": self.task.name,
             **self.about,
             "items": {
-                "id": [item.id for item in self.items if item.split != "fit"],
-                "split": [item.split for item in self.items if item.split != "fit"],
-                "group": [item.group for item in self.items if item.split != "fit"],
-                "label": [item.labels.index(item.label) for item in self.items if item.split != "fit"],
-                "reader": [item.reader for item in self.items if item.split != "fit"],
+                "id": [item.id for item in scored],
+                "split": [item.split for item in scored],
+                "group": [item.group for item in scored],
+                "label": [item.labels.index(item.label) for item in scored],
+                "reader": [item.reader for item in scored],
             },
-            "fit_items": sum(item.split == "fit" for item in self.items),
+            "fit_items": len(self.items) - len(scored),
             "readings": {kind: self._reading_rows(reading) for kind, reading in readings.items()},
         }
         if self.answers is not None:
@@ -118,9 +119,14 @@ class Run:
     def _asked(self, readings: dict[str, dict[str, ReadLabels]]) -> dict[str, Any]:
         dev = [i for i, item in enumerate(self.items) if item.asked and item.split == "dev"]
         test = [i for i, item in enumerate(self.items) if item.asked and item.split == "test"]
-        wording, competition = self._wording([self.items[i] for i in dev])
+        tried = [self.items[i] for i in dev]
+        plain = self.scored(tried, [""] * len(tried), "dev: plain")
+        wording, competition = self._wording(tried, plain)
         probabilities = {kind: self._rows(readings[kind]) for kind in KINDS}
-        thresholds = {arm: self._threshold(wording, dev, probabilities[kind]) for arm, kind in TRIGGERS.items()}
+        thresholds = {
+            arm: self._threshold(wording, tried, plain, np.stack([probabilities[kind][i] for i in dev]))
+            for arm, kind in TRIGGERS.items()
+        }
         arms = {}
         for part, rows in (("dev", dev), ("test", test)):
             own = [self.items[i] for i in rows]
@@ -132,9 +138,8 @@ class Run:
             arms[part] = {arm: self._arm(arm, wording, own, flags, sure) for arm in self.arms}
         return {"wording": wording, "wordings": competition, "thresholds": thresholds, "arms": arms}
 
-    def _wording(self, dev: list[Item]) -> tuple[str, dict[str, Any]]:
+    def _wording(self, dev: list[Item], plain: list[Scored]) -> tuple[str, dict[str, Any]]:
         """The wording whose right notes raise the gold answer's likelihood most on the dev part; all with intervals."""
-        plain = self.scored(dev, [""] * len(dev), "dev: plain")
         groups = np.array([item.group for item in dev])
         table: dict[str, Any] = {}
         for name in self.task.wordings:
@@ -151,13 +156,13 @@ class Run:
         best = max(table, key=lambda name: (table[name]["accuracy_lift"], table[name]["loglik_lift"]))
         return best, table
 
-    def _threshold(self, wording: str, dev: list[int], probabilities: list[NDArray[np.float64]]) -> float:
+    def _threshold(
+        self, wording: str, dev: list[Item], plain: list[Scored], probabilities: NDArray[np.float64]
+    ) -> float:
         """The threshold with the most right answers on the dev part; the highest among equals."""
-        items = [self.items[i] for i in dev]
-        rows = np.stack([probabilities[i] for i in dev])
-        plain = self.scored(items, [""] * len(items), "dev: plain")
-        notes = self.scored(items, noted(self.task, wording, items, said(items, rows, 0.0)).texts, "dev: always")
-        sure = rows.max(1)
+        everywhere = noted(self.task, wording, dev, said(dev, probabilities, 0.0))
+        notes = self.scored(dev, everywhere.texts, "dev: always")
+        sure = probabilities.max(1)
 
         def right(threshold: float) -> int:
             return sum((b if p >= threshold else a).right for a, b, p in zip(plain, notes, sure, strict=True))
@@ -204,12 +209,16 @@ class Run:
             self._question(item, item.prompt + (joined_notes([note]) if note else ""))
             for item, note in zip(items, notes, strict=True)
         ]
-        blanks = {text: len(item.labels) for item in items if (text := self.task.blank(item))}
-        asked = [Question.of(text, options=count) for text, count in blanks.items()]
-        scores = dict(zip(blanks, self.answers.ask(asked, f"{title}: calibration"), strict=True))
+        blanks = [self.task.blank(item) for item in items]
+        asked = {
+            blank: Question.of(blank, options=len(item.labels))
+            for item, blank in zip(items, blanks, strict=True)
+            if blank
+        }
+        scores = dict(zip(asked, self.answers.ask(list(asked.values()), f"{title}: calibration"), strict=True))
         return [
-            score(item, answer, scores[blank]["scores"] if (blank := self.task.blank(item)) else None)
-            for item, answer in zip(items, self.answers.ask(questions, title), strict=True)
+            score(item, answer, scores[blank]["scores"] if blank else None)
+            for item, answer, blank in zip(items, self.answers.ask(questions, title), blanks, strict=True)
         ]
 
     def _question(self, item: Item, text: str) -> Question:

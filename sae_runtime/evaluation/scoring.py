@@ -2,7 +2,7 @@
 
 Choices are scored with contextual calibration (Zhao et al. 2021): the scores that the same options get for the same
 question about nothing are subtracted, since small models prefer a letter whatever is asked. For two options there is
-also ``right_tuned``: the border between them is the one that does best on the dev part, for each arm by itself, which
+also a tuned score: the border between them is the one that does best on the dev part, for each arm by itself, which
 is the strictest baseline; and the area under the ROC curve, which no border can change.
 """
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from sae_runtime.evaluation.items import LETTERS, Item
-from sae_runtime.evaluation.tasks.maths import last_number
+from sae_runtime.evaluation.tasks.maths import last_number, same_number
 
 Array = NDArray[np.float64]
 _RESAMPLES = 5000
@@ -46,15 +46,18 @@ def score(item: Item, answer: dict[str, Any], blank: list[float] | None) -> Scor
         blank: scores of the options for the question about nothing.
     """
     if "scores" in answer:
-        raw = np.array(answer["scores"])
-        calibrated = raw - np.array(blank) if blank else raw
-        gold = LETTERS.index(item.gold)
-        likelihood = float(calibrated[gold] - np.logaddexp.reduce(calibrated))
-        margin = float(calibrated[0] - calibrated[1]) if len(raw) == 2 else None
-        return Scored(int(calibrated.argmax()) == gold, round(likelihood, 5), margin)
+        return score_choice(answer["scores"], LETTERS.index(item.gold), blank)
     found = last_number(answer["text"])
-    right = found is not None and abs(found - float(item.gold)) < 1e-4 * max(1.0, abs(float(item.gold)))
-    return Scored(right, answer.get("loglik"))
+    return Scored(found is not None and same_number(found, float(item.gold)), answer.get("loglik"))
+
+
+def score_choice(scores: list[float], gold: int, blank: list[float] | None) -> Scored:
+    """Judge the ``scores`` of options, of which number ``gold`` is right; ``blank`` as in :func:`score`."""
+    raw = np.array(scores)
+    calibrated = raw - np.array(blank) if blank else raw
+    likelihood = float(calibrated[gold] - np.logaddexp.reduce(calibrated))
+    margin = float(calibrated[0] - calibrated[1]) if len(raw) == 2 else None
+    return Scored(int(calibrated.argmax()) == gold, round(likelihood, 5), margin)
 
 
 def border(margins: Array, first: NDArray[np.bool_]) -> float:
@@ -73,22 +76,28 @@ def auc(margins: Array, first: NDArray[np.bool_]) -> float | None:
 
 def interval(differences: Array, groups: NDArray[Any], seed: int = 0) -> tuple[float, float]:
     """95 % interval of the mean of paired ``differences``, by a bootstrap that draws whole groups (Efron 1979)."""
-    _, numbers = np.unique(groups, return_inverse=True)
-    sums, sizes = np.bincount(numbers, weights=differences), np.bincount(numbers)
-    draws = np.random.default_rng(seed).integers(0, len(sums), size=(_RESAMPLES, len(sums)))
-    means = sums[draws].sum(1) / sizes[draws].sum(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return round(float(low), 4), round(float(high), 4)
+    (means,) = _drawn_means(differences, [np.ones(len(differences), dtype=bool)], groups, seed)
+    return _middle(means)
 
 
 def gap_interval(values: Array, marked: NDArray[np.bool_], groups: NDArray[Any], seed: int = 0) -> tuple[float, float]:
     """95 % interval of the mean of ``values`` where ``marked`` minus the mean elsewhere; whole groups are drawn."""
+    there, elsewhere = _drawn_means(values, [marked, ~marked], groups, seed)
+    return _middle(there - elsewhere)
+
+
+def _drawn_means(values: Array, parts: list[NDArray[np.bool_]], groups: NDArray[Any], seed: int) -> list[Array]:
+    """Per part the means of its values over resamples of the groups; NaN where a resample has none of it."""
     _, numbers = np.unique(groups, return_inverse=True)
-    parts = [(np.bincount(numbers, weights=values * at), np.bincount(numbers, weights=at)) for at in (marked, ~marked)]
-    draws = np.random.default_rng(seed).integers(0, numbers.max() + 1, size=(_RESAMPLES, numbers.max() + 1))
+    count = numbers.max() + 1
+    draws = np.random.default_rng(seed).integers(0, count, size=(_RESAMPLES, count))
+    sums = [(np.bincount(numbers, weights=values * part), np.bincount(numbers, weights=part)) for part in parts]
     with np.errstate(invalid="ignore"):
-        means = [sums[draws].sum(1) / sizes[draws].sum(1) for sums, sizes in parts]
-    low, high = np.nanquantile(means[0] - means[1], [0.025, 0.975])
+        return [total[draws].sum(1) / size[draws].sum(1) for total, size in sums]
+
+
+def _middle(means: Array) -> tuple[float, float]:
+    low, high = np.nanquantile(means, [0.025, 0.975])
     return round(float(low), 4), round(float(high), 4)
 
 

@@ -15,6 +15,7 @@ from sae_runtime.models import DEFAULT_MODEL
 from sae_runtime.models.manifest import builtin_manifests
 from ui.cli.build import build_app
 from ui.cli.evaluation import eval_app
+from ui.cli.options import Artefacts, AsJson, Model, Url
 
 EXIT_ERROR = 2
 app = typer.Typer(
@@ -33,11 +34,6 @@ app.add_typer(eval_app, name="eval")
 stderr = Console(stderr=True)
 
 Engine = Literal["vllm", "transformers", "none"]
-Model = Annotated[str, typer.Option("--model", "-m", help="Built-in name, local model folder, or hub id.")]
-Artefacts = Annotated[
-    Path | None, typer.Option(help="Folder with SAE and catalog; by default the ones shipped for the model.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
 def main() -> None:
@@ -70,9 +66,7 @@ def ask(
         Path | None, typer.Option(help="YAML file with your own terms, see docs/how-to/glossary.md.")
     ] = None,
     answer: Annotated[bool, typer.Option(help="Also let the model answer; --no-answer only reads.")] = True,
-    url: Annotated[
-        str | None, typer.Option(help="A running `sensecheck serve`; by default one is found or started.")
-    ] = None,
+    url: Url = None,
     placement: Annotated[str, typer.Option(help="Where notes go: after, inline or system.")] = "after",
     max_tokens: Annotated[int, typer.Option(min=1, help="Length limit of an answer.")] = 256,
     artefacts: Artefacts = None,
@@ -130,9 +124,7 @@ def serve(
 def chat(
     model: Model = DEFAULT_MODEL,
     port: Annotated[int, typer.Option(help="Port of the chat page.")] = 7860,
-    url: Annotated[
-        str | None, typer.Option(help="A running `sensecheck serve`; by default one is found or started.")
-    ] = None,
+    url: Url = None,
     artefacts: Artefacts = None,
 ) -> None:
     """Open the chat in the browser: the conversation, and beside it how the model read your words."""

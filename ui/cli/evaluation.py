@@ -10,12 +10,9 @@ import typer
 
 from sae_runtime.evaluation.arms import ARMS
 from sae_runtime.models import DEFAULT_MODEL
+from ui.cli.options import Artefacts, AsJson, Dictionary, Model, Out, Url
 
 eval_app = typer.Typer(help="Measure readings, flags and notes.", no_args_is_help=True)
-
-Model = Annotated[str, typer.Option("--model", "-m", help="Built-in name, local model folder, or hub id.")]
-Artefacts = Annotated[Path | None, typer.Option(help="Folder with SAE and catalog; default: the shipped ones.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
 @eval_app.command("run")
@@ -24,7 +21,7 @@ def run(
         str, typer.Argument(help="mohx, vua, lcc, flute, coarsewsd, wic, svamp, mawps, asdiv, gsm8k, table.")
     ],
     data: Annotated[Path, typer.Option(help="Folder of the data sets, or the CSV file of the task `table`.")],
-    out: Annotated[Path, typer.Option(help="Folder for results; a run that was stopped goes on there.")],
+    out: Out,
     model: Model = DEFAULT_MODEL,
     arms: Annotated[str, typer.Option(help=f"Comma-separated, or all: {', '.join(ARMS)}.")] = "all",
     limit: Annotated[
@@ -32,10 +29,8 @@ def run(
     ] = None,
     fit: Annotated[int | None, typer.Option(min=50, help="At most so many items to fit readouts on.")] = None,
     answers: Annotated[bool, typer.Option(help="Ask the model; --no-answers only measures what is read.")] = True,
-    sae: Annotated[Path | None, typer.Option(help="Folder of another dictionary, such as the full one.")] = None,
-    url: Annotated[
-        str | None, typer.Option(help="A running `sensecheck serve`; by default one is found or started.")
-    ] = None,
+    sae: Dictionary = None,
+    url: Url = None,
     artefacts: Artefacts = None,
 ) -> None:
     """Run one task: read every item, fit readouts, choose on the dev part, ask about the test part, keep the results.
@@ -55,13 +50,11 @@ def run(
 
 @eval_app.command("planted")
 def planted(
-    out: Annotated[Path, typer.Option(help="Folder for results; a run that was stopped goes on there.")],
+    out: Out,
     model: Model = DEFAULT_MODEL,
     prompts: Annotated[str, typer.Option("--set", help="test, glossary, dev, calibration or examples.")] = "test",
     answers: Annotated[bool, typer.Option(help="Ask the model; --no-answers only reads and flags.")] = True,
-    url: Annotated[
-        str | None, typer.Option(help="A running `sensecheck serve`; by default one is found or started.")
-    ] = None,
+    url: Url = None,
     artefacts: Artefacts = None,
 ) -> None:
     """Flag prompts with planted senses, ask the model what the words mean, with notes and without.
@@ -75,14 +68,12 @@ def planted(
 
 @eval_app.command("notes")
 def notes(
-    out: Annotated[Path, typer.Option(help="Folder for answers; a run that was stopped goes on there.")],
+    out: Out,
     model: Model = DEFAULT_MODEL,
     write: Annotated[
         bool, typer.Option(help="Store effects and winning wordings in the catalog and on the card.")
     ] = False,
-    url: Annotated[
-        str | None, typer.Option(help="A running `sensecheck serve`; by default one is found or started.")
-    ] = None,
+    url: Url = None,
     artefacts: Artefacts = None,
     as_json: AsJson = False,
 ) -> None:
@@ -99,13 +90,11 @@ def notes(
 def failures(
     task: Annotated[str, typer.Argument(help="svamp, mawps, asdiv or gsm8k: its fit part is asked.")],
     data: Annotated[Path, typer.Option(help="Folder of the data sets.")],
-    out: Annotated[Path, typer.Option(help="Folder for results; a run that was stopped goes on there.")],
+    out: Out,
     model: Model = DEFAULT_MODEL,
     problems: Annotated[int, typer.Option(min=100, help="Calibration problems that the model answers.")] = 500,
-    sae: Annotated[Path | None, typer.Option(help="Folder of another dictionary, such as the full one.")] = None,
-    url: Annotated[
-        str | None, typer.Option(help="A running `sensecheck serve`; by default one is found or started.")
-    ] = None,
+    sae: Dictionary = None,
+    url: Url = None,
     artefacts: Artefacts = None,
 ) -> None:
     """Derive concepts from failures: kinds of mistakes, the features that go before them, and whether they can be foreseen."""

@@ -1,10 +1,10 @@
-"""What ``sensecheck eval run`` does: open the artefacts, read, ask the served model, write the results."""
+"""What the sub-commands of ``sensecheck eval`` do: open the artefacts, read, ask the served model, write the results."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def run_task(
         "licence": task.licence,
         "limits": limits,
     }
-    with _answers(model, out, url, artefacts, ask=ask) as answers:
+    with _answers(model, out, url, artefacts) if ask else nullcontext() as answers:
         results = Run(task, items, read, answers, wanted, about).results()
     _saved(results, out, out / f"{name}-{opened.view.model_name}" / RESULTS)
 
@@ -91,8 +91,7 @@ def run_failures(
         raise InputError(f"'{name}' has no word problems.", "Choose svamp, mawps, asdiv or gsm8k.")
     items = task.load(data)
     opened, folder, read = _read(items, model, out, sae, artefacts)
-    with _answers(model, out, url, artefacts, ask=True) as answers:
-        assert answers is not None  # noqa: S101 (asked for)
+    with _answers(model, out, url, artefacts) as answers:
         found = failure_results(items, read, answers, {i: f.label for i, f in opened.view.features.items()})
     about = {"task": name, "model": opened.view.model_name, "dictionary": fingerprint_sae(folder)}
     _saved({**about, **found}, out, out / f"failures-{name}-{opened.view.model_name}" / FAILURES)
@@ -110,7 +109,7 @@ def run_planted(prompts: str, model: str, out: Path, *, url: str | None, artefac
     rows = flag_rows(inspector, items)
     inspector.engine.close()
     name = inspector.view.model_name
-    with _answers(model, out, url, artefacts, ask=ask) as answers:
+    with _answers(model, out, url, artefacts) if ask else nullcontext() as answers:
         results = {"set": prompts, "model": name, **flag_results(rows, answers)}
     _saved(results, out, out / f"planted-{prompts}-{name}" / FLAGS)
 
@@ -125,8 +124,7 @@ def run_notes(model: str, out: Path, *, url: str | None, artefacts: Path | None,
     opened = Artefacts.open(model, folder=artefacts)
     known = {concept.slug for concept in opened.view.concepts}
     packs = {name: [pack for pack in group if pack.concept in known] for name, group in load_packs().items()}
-    with _answers(model, out, url, artefacts, ask=True) as answers:
-        assert answers is not None  # noqa: S101 (asked for)
+    with _answers(model, out, url, artefacts) as answers:
         trials = try_notes(packs, answers)
     found = figures(trials)
     if write:
@@ -154,11 +152,8 @@ def _read(
 
 
 @contextmanager
-def _answers(model: str, out: Path, url: str | None, artefacts: Path | None, *, ask: bool) -> Iterator[Answers | None]:
-    """The served model with its cache in ``out``, or None when it is not to be asked."""
-    if not ask:
-        yield None
-        return
+def _answers(model: str, out: Path, url: str | None, artefacts: Path | None) -> Iterator[Answers]:
+    """The served model with its cache in ``out``."""
     with open_backend(model, url=url, artefacts=artefacts) as server:
         yield Answers(server.url, server.model, out / "cache" / "answers.jsonl", api_key=server.api_key)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from sae_runtime.evaluation.items import Item, Split, Task, by_group, drawn, letter, options, required
+from sae_runtime.evaluation.items import Item, Split, Task, drawn, json_lines, letter, options, parted
 
 LABELS = ("the first follows from the second", "the first contradicts the second")
 
@@ -40,13 +39,13 @@ class Flute(Task):
 
     @staticmethod
     def _pairs(data: Path, part: str, split: Split) -> Iterator[Item]:
-        for number, row in enumerate(_rows(required(data / "metaphor" / "flute" / f"{part}.jsonl"))):
+        for number, row in enumerate(json_lines(data / "metaphor" / "flute" / f"{part}.jsonl")):
             first, second = row["hypothesis"], row["premise"]
             label = LABELS[0] if row["label"] == "Entailment" else LABELS[1]
             shift = len(f"1. {first}\n2. ")
             yield Item(
                 id=f"flute-{part}-{number}",
-                split="dev" if split == "test" and by_group(row["id"], dev=0.2) == "dev" else split,
+                split=parted(split, row["id"]),
                 group=f"flute-{row['id']}",
                 prompt=f"1. {first}\n2. {second}\nWhat is true of the two sentences?{options(LABELS)}",
                 spots={"first": (3, 3 + len(first)), "second": (shift, shift + len(second))},
@@ -55,9 +54,3 @@ class Flute(Task):
                 gold=letter(LABELS, label),
                 asked=split != "fit",
             )
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)

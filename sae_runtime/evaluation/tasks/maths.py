@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from sae_runtime.evaluation.items import Item, Split, Task, by_group, drawn, required
+from sae_runtime.evaluation.items import Item, Split, Task, by_group, drawn, json_lines, parted, required
 
 OPERATIONS = {"+": "addition", "-": "subtraction", "*": "multiplication", "/": "division"}
 SEVERAL = "several"
@@ -88,7 +88,7 @@ class Maths(Task):
 
     def asdiv(self, data: Path) -> Iterator[Item]:
         """ASDiv's problems whose formula is plain arithmetic with a number as its result."""
-        for row in _lines(data / "math" / "asdiv_nc" / "asdiv.jsonl"):
+        for row in json_lines(data / "math" / "asdiv_nc" / "asdiv.jsonl"):
             left, _, right = row["formula"].partition("=")
             label = equation_label(left)
             if label and re.fullmatch(r"[\d.]+", right) and re.fullmatch(r"[\d.+\-*/() ]+", left):
@@ -97,7 +97,7 @@ class Maths(Task):
 
     def mawps(self, data: Path, part: str) -> Iterator[Item]:
         """One part of MAWPS; problems whose operation does not follow from their numbers are left out."""
-        for number, row in enumerate(_lines(data / "math" / "mawps" / f"{part}.jsonl")):
+        for number, row in enumerate(json_lines(data / "math" / "mawps" / f"{part}.jsonl")):
             label = SEVERAL if part == "multiarith" else numbers_label(row["input"], float(row["target"]))
             problem, question = _asking(row["input"])
             if label:
@@ -106,7 +106,7 @@ class Maths(Task):
 
     def gsm8k(self, data: Path, part: str, split: Split) -> Iterator[Item]:
         """One part of GSM8K; its problems take several steps."""
-        for number, row in enumerate(_lines(data / "math" / "gsm8k" / f"{part}.jsonl")):
+        for number, row in enumerate(json_lines(data / "math" / "gsm8k" / f"{part}.jsonl")):
             problem, question = _asking(row["question"])
             gold = float(row["answer"].rpartition("####")[2].replace(",", ""))
             name = f"gsm8k-{part}-{number}"
@@ -164,7 +164,7 @@ class Gsm8k(Maths):
 
     def load(self, data: Path) -> list[Item]:
         """See :class:`Task`."""
-        own = [replace(item, split=by_group(item.id, dev=0.2)) for item in self.gsm8k(data, "test", "test")]
+        own = [replace(item, split=parted(item.split, item.id)) for item in self.gsm8k(data, "test", "test")]
         return drawn([*self.fit_items(data), *own], self.limits)
 
 
@@ -183,9 +183,21 @@ def numbers_label(problem: str, answer: float) -> str | None:
     """The only operation that makes ``answer`` of two of the problem's numbers; None when none or several do."""
     found = set()
     for a, b in permutations(problem_numbers(problem), 2):
-        results = {"addition": a + b, "subtraction": a - b, "multiplication": a * b, "division": a / b if b else None}
+        results = {name: result_of(name, a, b) for name in OPERATIONS.values()}
         found |= {name for name, value in results.items() if value is not None and abs(value - answer) < 1e-6}
     return found.pop() if len(found) == 1 else None
+
+
+def result_of(operation: str, a: float, b: float) -> float | None:
+    """What ``operation`` makes of ``a`` and ``b``; None for a division by zero and for ``several``."""
+    if operation == "division":
+        return a / b if b else None
+    return {"addition": a + b, "subtraction": a - b, "multiplication": a * b}.get(operation)
+
+
+def same_number(found: float, wanted: float) -> bool:
+    """Whether an answer counts as ``wanted``: four digits, or four decimals of small numbers."""
+    return abs(found - wanted) < 1e-4 * max(1.0, abs(wanted))
 
 
 def last_number(text: str) -> float | None:
@@ -205,9 +217,3 @@ def _asking(text: str) -> tuple[str, str]:
 def _third(name: str) -> Split:
     """``fit`` for two thirds of the names, else ``dev`` or ``test``."""
     return "fit" if by_group(f"fit {name}", dev=2 / 3) == "dev" else by_group(name, dev=0.3)
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with required(path).open(encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from sae_runtime.detector.context import stem
-from sae_runtime.evaluation.items import Item, Split, Task, by_group, detokenised, drawn, letter, options, required
+from sae_runtime.evaluation.items import Item, Split, Task, detokenised, drawn, letter, options, parted, required
 
 _WINDOW = 25  # words on either side of the word in question; VUA's and LCC's sentences may be very long
 LABELS = ("figuratively", "literally")
@@ -88,7 +88,7 @@ class Metaphor(Task):
             verb = row["verb"].strip()
             words = row["sentence"].split()
             yield self.item(
-                f"mohx-{number}", by_group(stem(verb), dev=0.2), words, int(row["verb_idx"]), row["label"] == "1", verb
+                f"mohx-{number}", parted("test", stem(verb)), words, int(row["verb_idx"]), row["label"] == "1", verb
             )
 
 
@@ -120,7 +120,7 @@ class VuaVerbs(Metaphor):
 
     def load(self, data: Path) -> list[Item]:
         """See :class:`Task`. A fifth of the validation texts' verbs are for choices."""
-        scored = [replace(item, split=by_group(item.group, dev=0.2)) for item in self.vua(data, "val", "test")]
+        scored = [replace(item, split=parted(item.split, item.group)) for item in self.vua(data, "val", "test")]
         fit = [*self.vua(data, "train", "fit"), *self.lcc(data, "train_small", "fit")]
         return drawn([*fit, *scored], self.limits)
 
@@ -133,7 +133,7 @@ class Lcc(Metaphor):
 
     def load(self, data: Path) -> list[Item]:
         """See :class:`Task`."""
-        scored = [replace(item, split=by_group(item.group, dev=0.2)) for item in self.lcc(data, "dev", "test")]
+        scored = [replace(item, split=parted(item.split, item.group)) for item in self.lcc(data, "dev", "test")]
         return drawn([*self.lcc(data, "train_small", "fit"), *scored], self.limits)
 
 

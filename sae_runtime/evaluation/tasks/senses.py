@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from sae_runtime.evaluation.items import SENSE_WORDINGS, Item, Split, Task, by_group, drawn, letter, options, required
+from sae_runtime.evaluation.items import SENSE_WORDINGS, Item, Split, Task, drawn, letter, options, parted, required
 
 _FIT_PER_SENSE = 30
 _TEST_PER_WORD = 200
@@ -57,7 +57,7 @@ class CoarseWsd(Task):
             name = f"coarsewsd-{folder.name}-{part}-{number}"
             yield Item(
                 id=name,
-                split="dev" if split == "test" and by_group(name, dev=0.2) == "dev" else split,
+                split=parted(split, name),
                 group=name,
                 prompt=f'{before}{mention}" mean in this sentence?{options(labels)}',
                 spots={
@@ -109,7 +109,7 @@ class Wic(Task):
             label = SAME[0] if same == "T" else SAME[1]
             yield Item(
                 id=f"wic-{part}-{number}",
-                split="dev" if split == "test" and by_group(word, dev=0.2) == "dev" else split,
+                split=parted(split, word),
                 group=word,
                 prompt=f'1. {first}\n2. {second}\nHas the word "{word}" the same meaning in both?{options(SAME)}',
                 spots={"first": (3 + a, 3 + b), "second": (shift + c, shift + d)},
