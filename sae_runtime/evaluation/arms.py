@@ -28,7 +28,7 @@ from sae_runtime.evaluation.items import Item, Task
 
 TRIGGERS = {"flagged": "sae", "dense-probe": "dense", "diffmean": "diffmean"}
 ARMS = ("plain", "flagged", "always", "placebo", "random-sense", *list(TRIGGERS)[1:], "self-rewrite", "oracle")
-THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 1.01)  # of the last, nothing is flagged
+THRESHOLDS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 1.01)  # of the last, nothing is flagged
 _NEUTRAL = (
     "This is a message in the English language, which was written down in ordinary words and which stands above in "
     "its full length, from its first letter to its last."

@@ -31,6 +31,8 @@ class Captured:
     Attributes:
         features: by spot, sparse ``[items, d_sae]``, mean over the spot's tokens of ``sqrt(activation)``.
         dense: by spot, float32 ``[items, d_model]``, mean residual stream.
+
+    Items without a spot have zeros there.
     """
 
     features: dict[str, csr_array]
@@ -40,6 +42,12 @@ class Captured:
     def spots(self) -> list[str]:
         """Where items were read."""
         return list(self.dense)
+
+    def part(self, rows: Sequence[int]) -> Captured:
+        """What was read of the items ``rows``, at the spots where they were read."""
+        at = list(rows)
+        spots = [spot for spot in self.dense if self.dense[spot][at].any()]
+        return Captured({s: self.features[s][at] for s in spots}, {s: self.dense[s][at] for s in spots})
 
 
 def captured(
@@ -61,7 +69,7 @@ def _capture(
     items: Sequence[Item], engine: TransformersEngine, encoder: ChatEncoder, sae: SAE
 ) -> dict[str, torch.Tensor]:
     chats = [encoder.encode([{"role": "user", "content": item.prompt}], limit=engine.context_length) for item in items]
-    spots, width = [*items[0].spots, LAST], _width(sae)
+    spots, width = [*dict.fromkeys(spot for item in items for spot in item.spots), LAST], _width(sae)
     dense = {spot: torch.zeros(len(items), engine.d_model, dtype=torch.float16) for spot in spots}
     sparse: dict[str, dict[int, tuple[torch.Tensor, torch.Tensor]]] = {spot: {} for spot in spots}
     order = sorted(range(len(items)), key=lambda i: len(chats[i].token_ids))
@@ -100,7 +108,7 @@ def _width(sae: SAE) -> int:
 def _tokens(chat: EncodedChat, item: Item, spot: str) -> range:
     if spot == LAST:
         return range(len(chat.token_ids) - 1, len(chat.token_ids))
-    start, end = item.spots[spot]
+    start, end = item.spots.get(spot, (0, 0))
     inside = [i for i, span in enumerate(chat.spans) if span.message == 0 and span.start < end and span.end > start]
     return range(inside[0], inside[-1] + 1) if inside else range(0)
 

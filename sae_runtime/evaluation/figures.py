@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -16,17 +17,19 @@ def readings(results: dict[str, Any]) -> list[dict[str, Any]]:
     split = np.array(results["items"]["split"])
     label, group = np.array(results["items"]["label"]), np.array(results["items"]["group"])
     reader = np.array(results["items"].get("reader") or [""] * len(label))
+    part = _parts(results)
     rows = []
-    for kind in KINDS:
+    for kind, own in product(KINDS, [~part, part] if part.any() else [~part]):
         read = np.array(results["readings"][kind]["label"])
         sure = np.array(results["readings"][kind]["probability"])
-        test = split == "test"
+        test = (split == "test") & own
         right = read == label
         per_reader = [float(right[test & (reader == name)].mean()) for name in dict.fromkeys(reader[test].tolist())]
         rows.append(
             {
                 "task": results["task"],
                 "model": results["model"],
+                "reads": "details" if own is part else "label",
                 "readout": kind,
                 "items": int(test.sum()),
                 "accuracy": round(float(np.mean(per_reader)), 4),
@@ -94,14 +97,20 @@ def comparisons(results: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def _parts(results: dict[str, Any]) -> NDArray[np.bool_]:
+    """Which items only read details of others."""
+    return np.array(results["items"].get("part") or [False] * len(results["items"]["label"]))
+
+
 class _Asked:
     """The answers of one result: ``groups`` of its test items, whether the ``first`` option is right by part, and
     whether answers are ``tuned``: two options, whose border is chosen on the dev part."""
 
     def __init__(self, results: dict[str, Any]) -> None:
         self._arms = results["arms"]
-        split, label = np.array(results["items"]["split"]), np.array(results["items"]["label"])
-        self.groups = np.array(results["items"]["group"])[split == "test"]
+        whole = ~_parts(results)
+        split, label = np.array(results["items"]["split"])[whole], np.array(results["items"]["label"])[whole]
+        self.groups = np.array(results["items"]["group"])[whole][split == "test"]
         self.first = {part: label[split == part] == 0 for part in ("dev", "test")}
         margins = [self._arms[part]["plain"]["margin"] for part in ("dev", "test")]
         self.tuned = bool(margins[0]) and None not in margins[0] + margins[1]

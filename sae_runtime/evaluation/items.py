@@ -39,6 +39,9 @@ class Item:
         reader: items that one readout reads; a word with senses of its own has its own.
         asked: whether the model is asked at all; items that only fit readouts are not.
         weight: how much a fit item counts; other corpora than the task's own count less.
+        details: what a note can say beside the label, such as the numbers that are needed; the true ones in loaded
+            items, those that were read (:meth:`Task.told`) in items that a note is made for.
+        part_of: id of the item whose details this one reads; "" for items of their own.
     """
 
     id: str
@@ -53,6 +56,8 @@ class Item:
     reader: str = ""
     asked: bool = True
     weight: float = 1.0
+    details: tuple[str, ...] = ()
+    part_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class Task(ABC):
         cross_fitted: the data have no part of their own to fit readouts on: dev and test items are each read by a
             readout that was fitted on the items of other groups (and on the fit items). Thresholds and wordings are
             still chosen on the dev part alone.
+        max_tokens: length limit of generated answers.
     """
 
     name: ClassVar[str]
@@ -76,6 +82,7 @@ class Task(ABC):
     wordings: ClassVar[Mapping[str, Mapping[str, str]]]
     licence: ClassVar[str] = ""
     cross_fitted: ClassVar[bool] = False
+    max_tokens: ClassVar[int] = 200
     limits: Mapping[str, int] = field(default_factory=dict)  # items per split; seeded draw
 
     @abstractmethod
@@ -90,6 +97,15 @@ class Task(ABC):
         """The note that says ``label`` of ``item``."""
         templates = self.wordings[wording]
         return templates.get(label, templates.get("", "")).replace("{mention}", item.mention).replace("{label}", label)
+
+    def told(self, item: Item, parts: Sequence[tuple[Item, float]]) -> Item:
+        """``item`` with the details that a reading of its parts gives.
+
+        Args:
+            item: an item.
+            parts: the items that are part of it, each with the probability of its first label.
+        """
+        return item
 
     def blank(self, item: Item) -> str:
         """The question of ``item`` about nothing, whose scores calibrate the others (Zhao et al. 2021); "" for none."""

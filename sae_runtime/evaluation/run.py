@@ -27,6 +27,27 @@ _REWRITE = (
 )
 
 
+@dataclass(frozen=True)
+class _View:
+    """Items as one kind of readout sees them: their details as read, and per item the probability that label and details are
+    both right."""
+
+    items: list[Item]
+    rows: list[NDArray[np.float64]]
+
+    @property
+    def probabilities(self) -> NDArray[np.float64]:
+        """``[items, labels]``, for items that share their labels."""
+        return np.stack(self.rows)
+
+    def part(self, at: Sequence[int]) -> _View:
+        return _View([self.items[i] for i in at], [self.rows[i] for i in at])
+
+    def notes(self, task: Task, wording: str, threshold: float) -> Notes:
+        """Notes where the reading is sure enough."""
+        return noted(task, wording, self.items, said(self.items, self.probabilities, threshold))
+
+
 @dataclass
 class Run:
     """One task, one model.
@@ -64,6 +85,7 @@ class Run:
                 "group": [item.group for item in scored],
                 "label": [item.labels.index(item.label) for item in scored],
                 "reader": [item.reader for item in scored],
+                "part": [bool(item.part_of) for item in scored],
             },
             "fit_items": len(self.items) - len(scored),
             "readings": {kind: self._reading_rows(reading) for kind, reading in readings.items()},
@@ -80,10 +102,6 @@ class Run:
         for reader in dict.fromkeys(item.reader for item in self.items):
             rows = [i for i, item in enumerate(self.items) if item.reader == reader]
             own = [self.items[i] for i in rows]
-            part = Captured(
-                {spot: x[rows] for spot, x in self.read.features.items()},
-                {spot: x[rows] for spot, x in self.read.dense.items()},
-            )
             data = Labelled(
                 labels=np.array([item.labels.index(item.label) for item in own]),
                 fit=np.array([item.split == "fit" for item in own]),
@@ -93,7 +111,7 @@ class Run:
                 count=len(own[0].labels),
             )
             for kind in KINDS:
-                found[kind][reader] = read_labels(kind, part, data, cross_fitted=self.task.cross_fitted)
+                found[kind][reader] = read_labels(kind, self.read.part(rows), data, cross_fitted=self.task.cross_fitted)
         return found
 
     def _reading_rows(self, readings: dict[str, ReadLabels]) -> dict[str, Any]:
@@ -114,6 +132,20 @@ class Run:
         left = {reader: iter(found.probabilities) for reader, found in readings.items()}
         return [next(left[item.reader]) for item in self.items]
 
+    def _view(self, readings: dict[str, ReadLabels]) -> _View:
+        """All items as a kind of readout sees them."""
+        rows = self._rows(readings)
+        parts: dict[str, list[int]] = {}
+        for i, item in enumerate(self.items):
+            if item.part_of:
+                parts.setdefault(item.part_of, []).append(i)
+        told, sure = [], []
+        for item, row in zip(self.items, rows, strict=True):
+            own = parts.get(item.id, [])
+            told.append(self.task.told(item, [(self.items[i], float(rows[i][0])) for i in own]))
+            sure.append(row * np.prod([rows[i].max() for i in own]))
+        return _View(told, sure)
+
     # -- answers ----------------------------------------------------------------------------------------------------
 
     def _asked(self, readings: dict[str, dict[str, ReadLabels]]) -> dict[str, Any]:
@@ -122,20 +154,17 @@ class Run:
         tried = [self.items[i] for i in dev]
         plain = self.scored(tried, [""] * len(tried), "dev: plain")
         wording, competition = self._wording(tried, plain)
-        probabilities = {kind: self._rows(readings[kind]) for kind in KINDS}
+        views = {kind: self._view(readings[kind]) for kind in KINDS}
         thresholds = {
-            arm: self._threshold(wording, tried, plain, np.stack([probabilities[kind][i] for i in dev]))
+            arm: self._threshold(wording, views[kind].part(dev), plain)
             for arm, kind in TRIGGERS.items()
+            if arm == "flagged" or arm in self.arms
         }
         arms = {}
         for part, rows in (("dev", dev), ("test", test)):
             own = [self.items[i] for i in rows]
-            flags = {
-                arm: said(own, np.stack([probabilities[kind][i] for i in rows]), thresholds[arm])
-                for arm, kind in TRIGGERS.items()
-            }
-            sure = said(own, np.stack([probabilities["sae"][i] for i in rows]), 0.0)
-            arms[part] = {arm: self._arm(arm, wording, own, flags, sure) for arm in self.arms}
+            seen = {kind: view.part(rows) for kind, view in views.items()}
+            arms[part] = {arm: self._arm(arm, wording, own, seen, thresholds) for arm in self.arms}
         return {"wording": wording, "wordings": competition, "thresholds": thresholds, "arms": arms}
 
     def _wording(self, dev: list[Item], plain: list[Scored]) -> tuple[str, dict[str, Any]]:
@@ -156,13 +185,10 @@ class Run:
         best = max(table, key=lambda name: (table[name]["accuracy_lift"], table[name]["loglik_lift"]))
         return best, table
 
-    def _threshold(
-        self, wording: str, dev: list[Item], plain: list[Scored], probabilities: NDArray[np.float64]
-    ) -> float:
+    def _threshold(self, wording: str, dev: _View, plain: list[Scored]) -> float:
         """The threshold with the most right answers on the dev part; the highest among equals."""
-        everywhere = noted(self.task, wording, dev, said(dev, probabilities, 0.0))
-        notes = self.scored(dev, everywhere.texts, "dev: always")
-        sure = probabilities.max(1)
+        notes = self.scored(dev.items, dev.notes(self.task, wording, 0.0).texts, "dev: always")
+        sure = dev.probabilities.max(1)
 
         def right(threshold: float) -> int:
             return sum((b if p >= threshold else a).right for a, b, p in zip(plain, notes, sure, strict=True))
@@ -170,17 +196,23 @@ class Run:
         return max(THRESHOLDS, key=lambda threshold: (right(threshold), threshold))
 
     def _arm(
-        self, arm: str, wording: str, items: list[Item], flags: dict[str, list[str | None]], sure: list[str | None]
+        self, arm: str, wording: str, items: list[Item], seen: dict[str, _View], thresholds: dict[str, float]
     ) -> dict[str, Any]:
-        flagged = noted(self.task, wording, items, flags["flagged"])
+        def by(trigger: str) -> Notes:
+            return seen[TRIGGERS[trigger]].notes(self.task, wording, thresholds[trigger])
+
+        def at_random() -> Notes:
+            told = seen[TRIGGERS["flagged"]].items
+            return noted(self.task, wording, told, drawn_at_random(told, by("flagged").labels))
+
         notes = {
             "plain": lambda: Notes([None] * len(items), [""] * len(items)),
-            "always": lambda: noted(self.task, wording, items, sure),
-            "placebo": lambda: placebo(flagged),
-            "random-sense": lambda: noted(self.task, wording, items, drawn_at_random(items, flagged.labels)),
+            "always": lambda: seen["sae"].notes(self.task, wording, 0.0),
+            "placebo": lambda: placebo(by("flagged")),
+            "random-sense": at_random,
             "oracle": lambda: noted(self.task, wording, items, [item.label for item in items]),
             "self-rewrite": lambda: self._rewritten(items),
-        }.get(arm, lambda: noted(self.task, wording, items, flags[arm]))()
+        }.get(arm, lambda: by(arm))()
         answers = self.scored(items, notes.texts, arm)
         return {
             "note": [
@@ -224,7 +256,7 @@ class Run:
     def _question(self, item: Item, text: str) -> Question:
         if self.task.kind == "choice":
             return Question.of(text, options=len(item.labels))
-        return Question.of(text, gold=item.gold)
+        return Question.of(text, gold=item.gold, max_tokens=self.task.max_tokens)
 
 
 def save(results: dict[str, Any], path: Path) -> None:

@@ -18,7 +18,8 @@ eval_app = typer.Typer(help="Measure readings, flags and notes.", no_args_is_hel
 @eval_app.command("run")
 def run(
     task: Annotated[
-        str, typer.Argument(help="mohx, vua, lcc, flute, coarsewsd, wic, svamp, mawps, asdiv, gsm8k, table.")
+        str,
+        typer.Argument(help="mohx, vua, lcc, flute, coarsewsd, wic, svamp, svamp-steps, mawps, asdiv, gsm8k, table."),
     ],
     data: Annotated[Path, typer.Option(help="Folder of the data sets, or the CSV file of the task `table`.")],
     out: Out,

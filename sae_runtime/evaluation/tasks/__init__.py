@@ -5,13 +5,14 @@ from __future__ import annotations
 from sae_runtime.errors import InputError
 from sae_runtime.evaluation.items import Task
 from sae_runtime.evaluation.tasks.entailment import Flute
-from sae_runtime.evaluation.tasks.maths import Asdiv, Gsm8k, Mawps, Svamp
+from sae_runtime.evaluation.tasks.maths import Asdiv, Gsm8k, Mawps, Svamp, SvampSteps
 from sae_runtime.evaluation.tasks.metaphor import Lcc, MohX, VuaVerbs
 from sae_runtime.evaluation.tasks.senses import CoarseWsd, Wic
 from sae_runtime.evaluation.tasks.table import Table
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (MohX, VuaVerbs, Lcc, Flute, CoarseWsd, Wic, Svamp, Mawps, Asdiv, Gsm8k, Table)
+    task.name: task
+    for task in (MohX, VuaVerbs, Lcc, Flute, CoarseWsd, Wic, Svamp, SvampSteps, Mawps, Asdiv, Gsm8k, Table)
 }
 
 

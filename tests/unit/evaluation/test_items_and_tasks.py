@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from sae_runtime.errors import InputError
 from sae_runtime.evaluation.items import by_group, detokenised, drawn, letter, options
 from sae_runtime.evaluation.tasks import TASKS, task_named
-from sae_runtime.evaluation.tasks.maths import SEVERAL, Svamp, equation_label, last_number, numbers_label
+from sae_runtime.evaluation.tasks.maths import (
+    SEVERAL,
+    Svamp,
+    equation_label,
+    last_number,
+    needed_numbers,
+    numbers_label,
+)
 
 words = st.lists(
     st.text("abc", min_size=1, max_size=4) | st.sampled_from([",", ".", "n't", "'s", "(", ")"]), min_size=1
@@ -124,20 +131,47 @@ def test_svamp_problems_fall_into_three_parts_and_say_where_the_question_stands(
     items = Svamp({"test": 50}).load(svamp_folder(tmp_path))
     assert len({item.id for item in items}) == len(items)
     assert {item.split for item in items} == {"fit", "dev", "test"}
-    assert sum(item.split == "test" for item in items) == 50
+    assert sum(item.split == "test" and not item.part_of for item in items) == 50
     item = next(item for item in items if item.split == "test")
     assert item.prompt[slice(*item.spots["asked"])] == "How many pens are left?"
     assert (item.label, item.gold, item.asked) == ("subtraction", "4", True)
     assert not next(item for item in items if item.split == "fit").asked
 
 
-def test_the_expression_is_written_out_where_only_one_is_possible(tmp_path: Path) -> None:
+def test_notes_write_out_the_equation_of_the_numbers_that_were_read_as_needed(tmp_path: Path) -> None:
     task = Svamp()
-    item = next(item for item in task.load(svamp_folder(tmp_path)) if item.id == "svamp-c-30")
-    assert task.note("expression", "subtraction", item) == "This is solved by a subtraction: 35 - 31."
-    assert task.note("expression", "several", item) == "This takes more than one operation."
-    three = replace(item, prompt="1, 2 and 3", spots={"text": (0, 10)})
-    assert task.note("expression", "addition", three) == "This is solved by an addition."
+    items = {item.id: item for item in task.load(svamp_folder(tmp_path))}
+    item = items["svamp-c-30"]
+    parts = [part for part in items.values() if part.part_of == item.id]
+    assert [(part.mention, part.label) for part in parts] == [("35", "needed"), ("31", "needed")]
+    assert all(part.prompt[slice(*part.spots["number"])] == part.mention and not part.asked for part in parts)
+    assert item.details == ("35", "31")  # the truth, which only the oracle says
+    told = task.told(item, [(parts[0], 0.9), (parts[1], 0.2)])
+    assert told.details == ("35", "31")  # never fewer than two
+    third = replace(parts[0], mention="7")
+    told = task.told(item, [(parts[0], 0.1), (parts[1], 0.9), (third, 0.6)])
+    assert told.details == ("31", "7")
+    assert task.note("equation", "subtraction", told) == "This is solved by 31 - 7."
+    assert task.note("numbers", "subtraction", told) == "Only these numbers are needed: 31 and 7."
+    assert task.note("equation", "several", told) == "This takes more than one operation on 31 and 7."
+    unknown = replace(item, details=())
+    assert task.note("equation", "subtraction", unknown) == task.note("operation", "subtraction", unknown)
+
+
+@pytest.mark.parametrize(
+    ("label", "gold", "equation", "needed"),
+    [
+        ("addition", 5, "", ("2", "3")),
+        ("addition", 5, "2 + 3", ("2", "3")),
+        ("several", 20, "", ("2", "3", "4")),
+        ("division", 99, "", ()),
+        ("subtraction", 1, "( 4.0 - 3.0 )", ("3", "4")),
+    ],
+)
+def test_needed_numbers_follow_from_the_equation_or_from_the_answer(
+    label: str, gold: float, equation: str, needed: tuple[str, ...]
+) -> None:
+    assert needed_numbers("2 pens, 3 pens and 4 caps", label, gold, equation) == needed
 
 
 def test_a_draw_is_the_same_every_time(tmp_path: Path) -> None:
