@@ -43,7 +43,7 @@ class SAEAnnotator(RunnableSerializable[AnnotatorInput, list[BaseMessage]]):
     event ``sensecheck.reading`` and the ``sensecheck`` logger say so. Immutable, safe to share between threads, and
     picklable when its source is.
 
-    For one call, ``config={"configurable": {...}}`` replaces ``domain``, ``glossary``, ``only``, ``without`` and ``source``
+    For one call, ``config={"configurable": {...}}`` replaces ``domain``, ``glossary``, ``only``, ``without``, ``picks`` and ``source``
     under the names in :data:`middleware.scope.CALL_OPTIONS`.
 
     Attributes:
@@ -55,6 +55,7 @@ class SAEAnnotator(RunnableSerializable[AnnotatorInput, list[BaseMessage]]):
         glossary: the deployer's own terms; see :class:`~sae_runtime.glossary.Glossary`.
         only: slugs of the concepts that may be flagged; None: all.
         without: slugs of concepts that are never flagged.
+        picks: senses that the user chose, by concept, such as ``{"bank": "river"}``; they are always noted.
         observe: read and report, but add nothing.
         messages_key: where an input that is a dict holds its messages.
         deadline: seconds that a reading may take at most.
@@ -73,6 +74,7 @@ class SAEAnnotator(RunnableSerializable[AnnotatorInput, list[BaseMessage]]):
     glossary: Glossary | None = Field(default=None, repr=False)
     only: frozenset[str] | None = None
     without: frozenset[str] = frozenset()
+    picks: Mapping[str, str] = {}
     observe: bool = False
     messages_key: str = "messages"
     deadline: float = Field(default=5.0, gt=0)

@@ -60,7 +60,7 @@ class Job:
                         f"There is no source '{name}'.", f"Known: {', '.join(annotator.sources) or 'none'}."
                     )
                 job.source, job.name = annotator.sources[name], name
-            own = {name: getattr(annotator, name) for name in ("domain", "glossary", "only", "without")}
+            own = {name: getattr(annotator, name) for name in ("domain", "glossary", "only", "without", "picks")}
             read = chosen(job.messages, annotator.read)
             # Other messages stay in: they are part of what the model sees.
             job.request = InspectionRequest(to_chat(job.messages), read, **{**own, **options})

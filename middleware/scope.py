@@ -20,6 +20,7 @@ CALL_OPTIONS = [
     ConfigurableFieldSpec(PREFIX + "glossary", Glossary | None, description="The terms that hold for this call."),
     ConfigurableFieldSpec(PREFIX + "only", list[str] | None, description="Concepts that may be flagged."),
     ConfigurableFieldSpec(PREFIX + "without", list[str], description="Concepts that are never flagged."),
+    ConfigurableFieldSpec(PREFIX + "picks", dict[str, str], description="Senses that the user chose, by concept."),
     ConfigurableFieldSpec(PREFIX + "source", str | None, description="Name of one of the annotator's sources."),
 ]
 """What ``config={"configurable": {...}}`` may hold for one call; each replaces the annotator's own setting."""
@@ -42,6 +43,8 @@ def call_options(configurable: Mapping[str, Any] | None) -> dict[str, Any]:
     for name in ("only", "without"):
         if name in given:
             given[name] = _slugs(name, given[name])
+    if "picks" in given and not _texts(given["picks"]):
+        raise InputError(f"{PREFIX}picks is no dict of senses by concept.", "Give a dict, such as {'bank': 'river'}.")
     if "glossary" in given and not isinstance(given["glossary"], Glossary):
         if not isinstance(given["glossary"], Mapping):
             raise InputError(f"{PREFIX}glossary is no glossary.", "Give a Glossary, or a dict of terms.")
@@ -64,6 +67,10 @@ def chosen(messages: Sequence[BaseMessage], scope: Scope) -> list[int]:
     if not found:
         raise InputError("There is no user text to read.", "End the conversation with a user message.")
     return found
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(text, str) for pair in value.items() for text in pair)
 
 
 def _slugs(name: str, value: Any) -> frozenset[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,6 +21,7 @@ class InspectionRequest:
         domain: the deployer's declared domain.
         only: slugs of the concepts that may be flagged; None: all.
         without: slugs of concepts that are left out.
+        picks: senses that the user chose, by concept; always noted.
         glossary: the deployer's own terms, read beside the catalog's concepts.
     """
 
@@ -29,6 +30,7 @@ class InspectionRequest:
     domain: str | None = None
     only: frozenset[str] | None = None
     without: frozenset[str] = field(default=frozenset())
+    picks: Mapping[str, str] = field(default_factory=dict)
     glossary: Glossary | None = None
 
     def options(self) -> dict[str, Any]:
@@ -38,6 +40,7 @@ class InspectionRequest:
             "read": self.read,
             "only": self.only,
             "without": self.without,
+            "picks": self.picks,
             "glossary": self.glossary,
         }
 

@@ -194,6 +194,7 @@ def _body(request: InspectionRequest, tokens: bool) -> bytes:
     body: dict[str, Any] = {"messages": request.messages, "tokens": tokens, **request.options()}
     body["only"] = None if request.only is None else sorted(request.only)
     body["without"] = sorted(request.without) or None
+    body["picks"] = dict(request.picks) or None
     body["glossary"] = None if request.glossary is None else request.glossary.model_dump(mode="json")
     try:
         return json.dumps(

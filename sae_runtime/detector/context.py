@@ -1,4 +1,4 @@
-"""The intended sense from the words that follow, or a declared domain: a source that never looks inside the model.
+"""The intended sense from the words that follow, a declared domain or the user's pick: it never looks inside the model.
 
 Only words *after* the mention count as textual evidence. Those before it are what a reader is led by, rightly or not: on
 prompts whose later words overturn the earlier ones (the ``dev`` set of :mod:`sae_runtime.evaluation.prompts`), a matcher of
@@ -18,6 +18,7 @@ from sae_runtime.catalog.view import Concept
 
 # Log-odds that a declared domain adds to its senses. Strong, but three clear cues for another sense outweigh it.
 DOMAIN_LOGIT = 4.0
+PICKED = "your choice"
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
 _stemmer = snowballstemmer.stemmer("english")
 
@@ -40,17 +41,20 @@ def later_stems(text: str, end: int) -> dict[str, str]:
 
 
 def intended_senses(
-    concept: Concept, text: str, end: int, domain: str | None = None
+    concept: Concept, text: str, end: int, domain: str | None = None, picked: str | None = None
 ) -> tuple[dict[str, float], dict[str, list[str]]]:
     """Probability of each sense by the text after the mention and the deployer's ``domain``.
 
     A sense's score is the sum of its cue weights over the distinct stems after the mention, plus :data:`DOMAIN_LOGIT` when
     the domain is one of its own, or when the deployer's glossary declares the sense; softmax over the senses. Without any
-    evidence all senses are equally likely.
+    evidence all senses are equally likely. A sense that the user ``picked`` is certain, whatever else is said.
 
     Returns:
         Probabilities by sense, and the evidence by sense: words in order of weight, domain or glossary first.
     """
+    if picked is not None:
+        names = [sense.slug for sense in concept.senses]
+        return {name: float(name == picked) for name in names}, {name: [PICKED] * (name == picked) for name in names}
     words = later_stems(text, end)
     scores: list[float] = []
     evidence: dict[str, list[str]] = {}

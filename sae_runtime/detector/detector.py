@@ -6,8 +6,8 @@ supplies those (or none, when nothing is mentioned), and :meth:`Detector.reading
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,7 @@ class Plan:
         mentions: the mentions to read.
         latents: latents that the reading needs (indices in the full dictionary); None for all.
         domain: the deployer's declared domain.
+        picks: senses that the user chose, by concept.
     """
 
     messages: Sequence[ChatMessage]
@@ -52,6 +53,7 @@ class Plan:
     mentions: list[PlacedMention]
     latents: list[int] | None
     domain: str | None
+    picks: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def needs_model(self) -> bool:
@@ -92,6 +94,7 @@ class Detector:
         tokens: bool = True,
         only: Collection[str] | None = None,
         without: Collection[str] = (),
+        picks: Mapping[str, str] | None = None,
     ) -> Plan:
         """Tokenise ``messages`` and find the mentions.
 
@@ -102,10 +105,12 @@ class Detector:
             tokens: also read every token, for people who look at it; otherwise only what the mentions need.
             only: slugs of the concepts to look for; None: all.
             without: slugs of concepts to pass over.
+            picks: senses that the user chose, by slug of the concept; they are always noted, however they are read.
 
         Raises:
-            InputError: there is nothing to read.
+            InputError: there is nothing to read, or a picked sense does not exist.
         """
+        self._check_picks(picks or {})
         wanted = _last_user(messages) if read is None else list(read)
         chat = self.encoder.encode(messages, limit=self.context_length)
         mentions = [
@@ -120,7 +125,7 @@ class Detector:
         ]
         mentions = [placed for placed in mentions if placed.tokens]
         needed = {latent for placed in mentions for latent in self._readout(placed).latents.tolist()}
-        return Plan(messages, chat, mentions, None if tokens else sorted(needed), domain)
+        return Plan(messages, chat, mentions, None if tokens else sorted(needed), domain, dict(picks or {}))
 
     def reading(self, plan: Plan, features: PromptFeatures | None) -> Reading:
         """Judge what was planned.
@@ -152,6 +157,15 @@ class Detector:
             truncated=plan.chat.truncated,
         )
 
+    def _check_picks(self, picks: Mapping[str, str]) -> None:
+        for concept, sense in picks.items():
+            known = self._readouts.get(concept)
+            if known is None or sense not in known.slugs:
+                senses = f"has the senses {', '.join(known.slugs)}" if known else "is no concept of the catalog"
+                raise InputError(
+                    f"'{sense}' cannot be picked: '{concept}' {senses}.", "Pick one of a concept's senses."
+                )
+
     def _readout(self, placed: PlacedMention) -> Readout:
         return self._readouts[placed.mention.concept.slug]
 
@@ -164,7 +178,8 @@ class Detector:
         # A glossary's term may have no latents at all, when nothing told its sentences apart; its bias says "unknown".
         pooled = np.zeros(0) if features is None else features.pooled(placed.tokens, self.width)[readout.latents]
         reading = readout.senses(pooled)
-        intended, evidence = intended_senses(concept, text, end, plan.domain)
+        picked = plan.picks.get(concept.slug)
+        intended, evidence = intended_senses(concept, text, end, plan.domain, picked)
         place = {
             "concept": concept.slug,
             "text": text[start:end],
@@ -174,11 +189,13 @@ class Detector:
         }
         result = MentionReading.model_validate({**place, "reading": _rounded(reading), "intended": _rounded(intended)})
         verdict = misread_senses(concept, reading, intended)
+        if picked is not None:
+            verdict = max(reading, key=reading.__getitem__), picked
         if verdict is None:
             return result, None
         read_as, meant = verdict
         sense = next(sense for sense in concept.senses if sense.slug == meant)
-        if not sense.noted:  # its note was tried and did not help
+        if not sense.noted and picked is None:  # its note was tried and did not help
             return result, None
         why = {
             "read_as": read_as,

@@ -46,7 +46,10 @@ class MentionReading(_Result):
 
 
 class Misread(_Result):
-    """A mention whose reading and intended sense disagree: what was read, what is meant, the note, what decided."""
+    """A mention whose reading and intended sense disagree: what was read, what is meant, the note, what decided.
+
+    With a sense that the user picked it is here however it was read; ``evidence`` says so.
+    """
 
     concept: str
     text: str

@@ -50,7 +50,7 @@ class InspectRequest(BaseModel):
     ``messages``: the conversation. ``domain``: the deployer's declared domain. ``read``: numbers of the messages in which
     mentions are looked for; by default the last user message. ``tokens``: also read every token; without it only what
     the mentions need is encoded, and a prompt without mentions costs the model nothing. ``only`` and ``without``: slugs of
-    concepts to look for or to pass over. ``glossary``: the deployer's own terms; compiled at their first use.
+    concepts to look for or to pass over. ``picks``: senses that the user chose, by concept. ``glossary``: the deployer's own terms; compiled at their first use.
     """
 
     messages: Annotated[list[InspectMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
@@ -59,6 +59,7 @@ class InspectRequest(BaseModel):
     tokens: bool = True
     only: Annotated[list[str] | None, Field(max_length=1000)] = None
     without: Annotated[list[str], Field(max_length=1000)] = []
+    picks: Annotated[dict[str, str], Field(max_length=1000)] = {}
     glossary: Glossary | None = None
 
 
@@ -161,6 +162,7 @@ class SensecheckEndpoint:
                 tokens=request.tokens,
                 only=None if request.only is None else frozenset(request.only),
                 without=frozenset(request.without),
+                picks=request.picks,
                 glossary=request.glossary,
             )
         except InputError as error:

@@ -59,6 +59,21 @@ def test_a_declared_domain_settles_the_intended_sense(inspector):
     assert mention.intended["animal"] > 0.9
 
 
+def test_a_picked_sense_is_noted_however_it_is_read(inspector):
+    messages = [{"role": "user", "content": "We sat on the grassy bank of the river and watched the water flow past."}]
+    assert inspector.inspect(messages).misreads == []
+    for sense in ("river", "finance"):
+        (misread,) = inspector.inspect(messages, picks={"bank": sense}).misreads
+        assert (misread.intended, misread.read_as, misread.evidence) == (sense, "river", ["your choice"])
+        assert misread.note
+
+
+@pytest.mark.parametrize("picks", [{"bank": "sofa"}, {"nonsense": "river"}])
+def test_a_pick_that_does_not_exist_is_refused(inspector, picks):
+    with pytest.raises(InputError, match=r"cannot be picked"):
+        inspector.inspect([{"role": "user", "content": "The bank."}], picks=picks)
+
+
 def test_a_flag_says_why(inspector):
     flagged = [
         misread

@@ -88,6 +88,7 @@ def test_the_source_is_asked_about_the_last_user_message(source: Any, call: Call
         "read": [3],
         "only": None,
         "without": frozenset(),
+        "picks": {},
         "glossary": None,
         "deadline": 1.5,
     }

@@ -73,6 +73,12 @@ def test_a_call_replaces_domain_and_glossary(fake: FakeInspector, call: Call) ->
     assert [request.glossary for request in fake.requests] == [None, Glossary.from_dict(TERMS), None]
 
 
+def test_a_user_picks_senses(fake: FakeInspector, call: Call) -> None:
+    call(SAEAnnotator(source=fake, picks={"bank": "river"}), "invoke", "x")
+    call(SAEAnnotator(source=fake), "invoke", "x", {"configurable": {"sensecheck_picks": {"spring": "coil"}}})
+    assert [request.picks for request in fake.requests] == [{"bank": "river"}, {"spring": "coil"}]
+
+
 def test_a_call_chooses_a_tenants_source(call: Call) -> None:
     own, theirs = FakeInspector({"bank": "Own."}), FakeInspector({"bank": "Theirs."})
     annotator = SAEAnnotator(source=own, sources={"acme": theirs})
@@ -95,7 +101,15 @@ def test_a_batch_may_mix_sources_and_options(call: Call) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"domain": 3}, {"only": "bank"}, {"without": [1]}, {"glossary": 7}, {"source": 5}, {"glossary": {"churn": "x"}}],
+    [
+        {"domain": 3},
+        {"only": "bank"},
+        {"without": [1]},
+        {"glossary": 7},
+        {"source": 5},
+        {"picks": ["bank"]},
+        {"glossary": {"churn": "x"}},
+    ],
     ids=str,
 )
 def test_wrong_settings_of_a_call_let_the_prompt_pass(fake: FakeInspector, call: Call, wrong: dict[str, Any]) -> None:
