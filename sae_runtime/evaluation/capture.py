@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +32,14 @@ class Captured:
         features: by spot, sparse ``[items, d_sae]``, mean over the spot's tokens of ``sqrt(activation)``.
         dense: by spot, float32 ``[items, d_model]``, mean residual stream.
 
+        key: of prompts, spots, dictionary and layer; "" when it was not kept.
+
     Items without a spot have zeros there.
     """
 
     features: dict[str, csr_array]
     dense: dict[str, NDArray[np.float32]]
+    key: str = ""
 
     @property
     def spots(self) -> list[str]:
@@ -47,7 +50,7 @@ class Captured:
         """What was read of the items ``rows``, at the spots where they were read."""
         at = list(rows)
         spots = [spot for spot in self.dense if self.dense[spot][at].any()]
-        return Captured({s: self.features[s][at] for s in spots}, {s: self.dense[s][at] for s in spots})
+        return Captured({s: self.features[s][at] for s in spots}, {s: self.dense[s][at] for s in spots}, self.key)
 
 
 def captured(
@@ -62,7 +65,7 @@ def captured(
     path = cache / f"captured-{key}.safetensors"
     if not path.exists():
         write_tensors(path, _capture(items, engine, encoder, sae))
-    return _contrasted(_unpacked(read_tensors(path), len(items), _width(sae)))
+    return _contrasted(replace(_unpacked(read_tensors(path), len(items), _width(sae)), key=key))
 
 
 def _capture(
@@ -129,4 +132,4 @@ def _contrasted(read: Captured) -> Captured:
         return read
     one, two = read.features["first"], read.features["second"]
     gap = np.abs(read.dense["first"] - read.dense["second"])
-    return Captured({**read.features, CONTRAST: csr_array(abs(one - two))}, {**read.dense, CONTRAST: gap})
+    return Captured({**read.features, CONTRAST: csr_array(abs(one - two))}, {**read.dense, CONTRAST: gap}, read.key)

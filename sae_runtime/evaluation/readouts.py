@@ -8,10 +8,12 @@ groups, whose out-of-fold scores also give the temperature (Guo et al. 2017).
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 
 from sae_runtime.build.signatures import log_likelihood, temperature
+from sae_runtime.build.stages import stage_key, write_text
 from sae_runtime.evaluation.capture import Captured
 
 Array = NDArray[np.float64]
@@ -33,6 +36,7 @@ Labels = NDArray[np.int64]
 KINDS = ("sae", "dense", "diffmean")
 TOGETHER = "together"  # all spots side by side
 _FOLDS = 5
+_VERSION = 1  # of the kept readings; changes with what readouts do
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,25 @@ def read_labels(kind: str, read: Captured, data: Labelled, *, cross_fitted: bool
         setting=setting,
         fit_accuracy=float((scores[judged].argmax(1) == data.labels[judged]).mean()),
     )
+
+
+def read_labels_once(
+    kind: str, read: Captured, data: Labelled, cache: Path, *, cross_fitted: bool = False
+) -> ReadLabels:
+    """Like :func:`read_labels`; kept in ``cache`` under a key of everything that goes in, since wide fits take minutes."""
+    arrays = [data.labels, data.fit, data.dev, data.weights]
+    key = stage_key(
+        _VERSION, kind, read.key, [a.tolist() for a in arrays], data.groups.tolist(), data.count, cross_fitted
+    )
+    path = cache / f"read-{key}.json"
+    if read.key and path.exists():
+        kept = json.loads(path.read_text("utf-8"))
+        return ReadLabels(**{**kept, "probabilities": np.array(kept["probabilities"])})
+    found = read_labels(kind, read, data, cross_fitted=cross_fitted)
+    if read.key:
+        rows = {"probabilities": found.probabilities.round(6).tolist(), "spot": found.spot, "setting": found.setting}
+        write_text(path, json.dumps({**rows, "fit_accuracy": found.fit_accuracy}))
+    return found
 
 
 def _inputs(kind: str, read: Captured) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from sae_runtime.evaluation.answers import Answers, Question
 from sae_runtime.evaluation.arms import THRESHOLDS, TRIGGERS, Notes, drawn_at_random, noted, placebo, said
 from sae_runtime.evaluation.capture import Captured
 from sae_runtime.evaluation.items import Item, Task
-from sae_runtime.evaluation.readouts import KINDS, Labelled, ReadLabels, read_labels
+from sae_runtime.evaluation.readouts import KINDS, Labelled, ReadLabels, read_labels_once
 from sae_runtime.evaluation.scoring import Scored, interval, score
+from sae_runtime.progress import progress
 
 RESULTS = "results.json"
 _REWRITE = (
@@ -59,6 +60,7 @@ class Run:
         answers: the served model.
         arms: see :mod:`sae_runtime.evaluation.arms`.
         about: what the results say of model, dictionary and data.
+        cache: where readings are kept, so that a run that was stopped goes on.
     """
 
     task: Task
@@ -67,6 +69,7 @@ class Run:
     answers: Answers | None
     arms: list[str]
     about: dict[str, Any]
+    cache: Path
 
     def results(self) -> dict[str, Any]:
         """Readings, choices and the answers of all arms, as ``results.json`` holds them; no text of the data in it.
@@ -99,19 +102,16 @@ class Run:
     def _readings(self) -> dict[str, dict[str, ReadLabels]]:
         """By kind of readout and by reader."""
         found: dict[str, dict[str, ReadLabels]] = {kind: {} for kind in KINDS}
-        for reader in dict.fromkeys(item.reader for item in self.items):
-            rows = [i for i, item in enumerate(self.items) if item.reader == reader]
-            own = [self.items[i] for i in rows]
-            data = Labelled(
-                labels=np.array([item.labels.index(item.label) for item in own]),
-                fit=np.array([item.split == "fit" for item in own]),
-                dev=np.array([item.split == "dev" for item in own]),
-                groups=np.array([item.group for item in own]),
-                weights=np.array([item.weight for item in own]),
-                count=len(own[0].labels),
-            )
-            for kind in KINDS:
-                found[kind][reader] = read_labels(kind, self.read.part(rows), data, cross_fitted=self.task.cross_fitted)
+        readers = list(dict.fromkeys(item.reader for item in self.items))
+        with progress("fitting readouts", len(readers) * len(KINDS)) as advance:
+            for reader in readers:
+                rows = [i for i, item in enumerate(self.items) if item.reader == reader]
+                data, part = _labelled([self.items[i] for i in rows]), self.read.part(rows)
+                for kind in KINDS:
+                    found[kind][reader] = read_labels_once(
+                        kind, part, data, self.cache, cross_fitted=self.task.cross_fitted
+                    )
+                    advance(1)
         return found
 
     def _reading_rows(self, readings: dict[str, ReadLabels]) -> dict[str, Any]:
@@ -257,6 +257,18 @@ class Run:
         if self.task.kind == "choice":
             return Question.of(text, options=len(item.labels))
         return Question.of(text, gold=item.gold, max_tokens=self.task.max_tokens)
+
+
+def _labelled(items: Sequence[Item]) -> Labelled:
+    """What readouts are fitted on and judged by."""
+    return Labelled(
+        labels=np.array([item.labels.index(item.label) for item in items]),
+        fit=np.array([item.split == "fit" for item in items]),
+        dev=np.array([item.split == "dev" for item in items]),
+        groups=np.array([item.group for item in items]),
+        weights=np.array([item.weight for item in items]),
+        count=len(items[0].labels),
+    )
 
 
 def save(results: dict[str, Any], path: Path) -> None:

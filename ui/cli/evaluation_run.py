@@ -65,7 +65,7 @@ def run_task(
         "limits": limits,
     }
     with _answers(model, out, url, artefacts) if ask else nullcontext() as answers:
-        results = Run(task, items, read, answers, wanted, about).results()
+        results = Run(task, items, read, answers, wanted, about, out / "cache").results()
     _saved(results, out, out / f"{name}-{opened.view.model_name}" / RESULTS)
 
 

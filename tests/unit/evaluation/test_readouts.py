@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
+from sae_runtime.evaluation import readouts
 from sae_runtime.evaluation.capture import Captured
-from sae_runtime.evaluation.readouts import KINDS, TOGETHER, Labelled, read_labels
+from sae_runtime.evaluation.readouts import KINDS, TOGETHER, Labelled, read_labels, read_labels_once
 
 ITEMS, WIDTH = 240, 60
 
@@ -71,3 +75,20 @@ def test_items_of_little_weight_count_little() -> None:
         for counted in (np.ones(ITEMS), weights)
     ]  # fmt: skip
     assert right[0] < 0.6 < 0.65 < right[1]
+
+
+def test_a_reading_is_fitted_once_and_anew_when_anything_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, data = made(told=True)
+    read = replace(read, key="abc")
+    first = read_labels_once("dense", read, data, tmp_path)
+    monkeypatch.setattr(readouts, "read_labels", lambda *_, **__: pytest.fail("fitted again"))
+    again = read_labels_once("dense", read, data, tmp_path)
+    np.testing.assert_allclose(again.probabilities, first.probabilities, atol=1e-6)
+    assert (again.spot, again.setting, again.fit_accuracy) == (first.spot, first.setting, first.fit_accuracy)
+    for changed in (replace(data, labels=1 - data.labels), replace(data, weights=data.weights * 2)):
+        with pytest.raises(pytest.fail.Exception):
+            read_labels_once("dense", read, changed, tmp_path)
+    with pytest.raises(pytest.fail.Exception):
+        read_labels_once("dense", replace(read, key="other"), data, tmp_path)
