@@ -37,7 +37,7 @@ STEPS = {
 }
 
 # Raise a step's number when its code gives other results for the same inputs.
-_DEFINITIONS = {"harvest": 2, "train": 3, "measure": 3, "describe": 2, "validate": 2}
+_DEFINITIONS = {"harvest": 2, "train": 3, "measure": 3, "describe": 3, "validate": 2}
 
 
 @dataclass(frozen=True)

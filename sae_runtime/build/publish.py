@@ -174,6 +174,7 @@ def _add_features(session: Session, sae: SaeRow, built: Built, chosen: list[int]
                 promoted=item.promoted,
                 density=item.density,
                 max_activation=item.max_activation,
+                histogram=item.histogram,
                 seed_correlation=checked.correlation,
                 seed_cosine=checked.cosine,
                 sensitivity=checked.sensitivity,

@@ -73,7 +73,9 @@ class FeatureRow(Base):
     ``promoted`` the tokens that its decoder direction makes more likely. ``seed_correlation``: of its activations with
     those of its counterpart in a second training run, ``seed_cosine`` of their directions; ``sensitivity``: share of
     fresh texts made to fit the description that fire it; ``context_free``: the same for the description's words alone; ``sense_purity``: share of its activation on held-out contexts that lies in
-    the sense it votes for, mean over the concepts that use it. Null where it was not measured.
+    the sense it votes for, mean over the concepts that use it. ``histogram``: of its activations on corpus tokens,
+    ``{"edges": [floats], "counts": [ints]}``, bins of equal width from 0 to ``max_activation``. Null where it was not
+    measured.
     """
 
     __tablename__ = "features"
@@ -88,6 +90,7 @@ class FeatureRow(Base):
     promoted: Mapped[list[str]] = mapped_column(server_default="[]")
     density: Mapped[float]
     max_activation: Mapped[float]
+    histogram: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     seed_correlation: Mapped[float | None]
     seed_cosine: Mapped[float | None]
     sensitivity: Mapped[float | None]

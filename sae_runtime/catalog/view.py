@@ -151,6 +151,7 @@ class FeatureDetail(BaseModel):
     promoted: list[str]
     density: float
     max_activation: float
+    histogram: dict[str, Any] | None
     seed_correlation: float | None
     seed_cosine: float | None
     sensitivity: float | None

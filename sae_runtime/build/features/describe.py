@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.build.corpus import load_sequences, load_sources
-from sae_runtime.build.features.firings import Firings
+from sae_runtime.build.features.firings import Firings, histogram
 from sae_runtime.build.features.predicates import Finder, Halves, Predicate, from_json
 from sae_runtime.build.features.promoted import promoted_tokens
 from sae_runtime.build.features.tokens import TokenTable, Words
@@ -45,6 +45,7 @@ class Description:
         promoted: tokens that the decoder direction makes more likely.
         density: share of tokens on which it fires.
         max_activation: strongest activation.
+        histogram: of its activations, see :func:`.firings.histogram`; None when it never fired.
         contexts: ``{text, start, end, activation}``, strongest first, one per document.
     """
 
@@ -55,6 +56,7 @@ class Description:
     promoted: list[str] = field(default_factory=list)
     density: float = 0.0
     max_activation: float = 0.0
+    histogram: dict[str, Any] | None = None
     contexts: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -100,6 +102,7 @@ def run_describe(
             if len(rows):
                 item.density = len(rows) / len(table)
                 item.max_activation = float(values.max())
+                item.histogram = histogram(values, item.max_activation)
                 item.contexts = _contexts(rows, values, table, sequences, tokenizer)
                 item.label = _label(table, rows, values)
                 item.predicate = predicate.to_json() if predicate else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from torch import Tensor
 from sae_runtime.sae import SAE
 
 _BATCH = 4096
+_BINS = 20
 
 
 @dataclass(frozen=True)
@@ -55,3 +57,17 @@ class Firings:
     def counts(self) -> NDArray[np.int64]:
         """Rows on which each latent fires, ``[d_sae]``."""
         return np.diff(self.starts)
+
+
+def histogram(values: NDArray[np.float32], top: float) -> dict[str, Any]:
+    """How often a latent fires how strongly.
+
+    Args:
+        values: ``[n]``, activations above 0; those above ``top`` count in the last bin.
+        top: end of the last bin, above 0.
+
+    Returns:
+        ``edges``: 21 floats from 0 to ``top``, equally far apart; ``counts``: 20 ints, tokens between two edges.
+    """
+    counts, edges = np.histogram(np.minimum(values, top), bins=_BINS, range=(0.0, top))
+    return {"edges": [float(f"{edge:.6g}") for edge in edges], "counts": counts.tolist()}

@@ -1,0 +1,113 @@
+"""Finding features: by index or words in the catalog, and by direction in the dictionary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel
+from sqlalchemy import ColumnElement, or_, select
+from torch.nn.functional import cosine_similarity
+
+from sae_runtime.catalog.store import open_catalog
+from sae_runtime.catalog.tables import (
+    ConceptRow,
+    FeatureExampleRow,
+    FeatureRow,
+    SenseRow,
+    SignatureRow,
+    SignatureWeightRow,
+)
+from sae_runtime.errors import InputError
+from sae_runtime.sae import SAE
+
+Where = Literal["index", "label", "concept", "context"]
+_LONGEST_QUERY = 200  # characters; SQLite refuses very long patterns
+_LONGEST_INDEX = 9  # digits; more do not fit every database's integers
+
+
+class FeatureHit(BaseModel):
+    """A feature that a search found; ``index`` counts in the full dictionary.
+
+    ``where``: what matched first: its index, its label or description, the slug of a concept that uses it, or a text on
+    which it fires. ``density``: share of tokens on which it fires.
+    """
+
+    index: int
+    label: str
+    where: Where
+    validated: bool
+    density: float
+
+
+def search_features(location: Path | str, query: str, limit: int = 30) -> list[FeatureHit]:
+    """Features that match ``query``, those found by index first, then by label, concept and context.
+
+    Among features found in the same place the validated ones come first, then lower indices. Letters match in either
+    case (in SQLite those of ASCII); ``%`` and ``_`` stand for themselves.
+
+    Args:
+        location: the catalog.
+        query: an index, or a part of a label, description, concept slug or example text. A blank one finds nothing.
+        limit: most hits.
+
+    Raises:
+        CatalogError: the catalog is missing, damaged or of another revision.
+    """
+    words = query.strip()[:_LONGEST_QUERY]
+    hits: dict[int, FeatureHit] = {}
+    if not words:
+        return []
+    order = (FeatureRow.validated.desc(), FeatureRow.index)
+    fields = (FeatureRow.index, FeatureRow.label, FeatureRow.validated, FeatureRow.density)
+    with open_catalog(location) as session:
+        for where, condition in _conditions(words):
+            if len(hits) >= limit:
+                break
+            for row in session.execute(select(*fields).where(condition).order_by(*order).limit(limit)).mappings():
+                hits.setdefault(row["index"], FeatureHit(where=where, **row))
+    return list(hits.values())[:limit]
+
+
+def nearest_features(sae: SAE, index: int, limit: int = 8) -> list[tuple[int, float]]:
+    """The latents whose decoder directions are closest to that of ``index``, with their cosines, closest first.
+
+    Args:
+        sae: the dictionary, or the part of it that an artefacts folder holds; ``W_dec`` ``[d_sae, d_in]``.
+        index: a latent in the full dictionary.
+        limit: most neighbours.
+
+    Returns:
+        At most ``limit`` pairs of index in the full dictionary and cosine from -1 to 1; ``index`` itself is left out.
+
+    Raises:
+        InputError: ``sae`` does not hold the latent.
+    """
+    latents = sae.latents
+    if index not in latents:
+        raise InputError(f"The dictionary at hand does not hold feature {index}.", "Name a catalogued feature.")
+    place = latents.index(index)
+    directions = sae.weights["W_dec"].float()
+    cosines = cosine_similarity(directions, directions[place : place + 1], dim=1)
+    cosines[place] = -2.0  # below every cosine
+    best = cosines.topk(min(limit, len(latents) - 1))
+    return [(latents[other], cosine) for other, cosine in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+
+
+def _conditions(words: str) -> Iterator[tuple[Where, ColumnElement[bool]]]:
+    """What a feature must satisfy to be found, best kind first."""
+    if words.isdecimal() and len(words) <= _LONGEST_INDEX:
+        yield "index", FeatureRow.index == int(words)
+    texts = (FeatureRow.label, FeatureRow.description)
+    yield "label", or_(*(text.icontains(words, autoescape=True) for text in texts))
+    users = (
+        select(SignatureWeightRow.feature_id)
+        .join(SignatureRow, SignatureRow.id == SignatureWeightRow.signature_id)
+        .join(SenseRow, SenseRow.id == SignatureRow.sense_id)
+        .join(ConceptRow, ConceptRow.id == SenseRow.concept_id)
+        .where(ConceptRow.slug.icontains(words.replace(" ", "_"), autoescape=True))  # slugs are written so
+    )
+    yield "concept", FeatureRow.id.in_(users)
+    contexts = select(FeatureExampleRow.feature_id).where(FeatureExampleRow.text.icontains(words, autoescape=True))
+    yield "context", FeatureRow.id.in_(contexts)
