@@ -7,7 +7,7 @@ SMALL  := smollm2-135m-instruct
 MODEL  ?= qwen2.5-coder-0.5b-instruct
 DATA   ?= ../shared/data
 
-.PHONY: help setup demo test lint bench evidence clean browser
+.PHONY: help setup demo test lint bench picture evidence clean browser
 
 help:             ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -45,6 +45,9 @@ bench: setup      ## measure; prints ratios against a named baseline
 	$(BIN)/python -m benchmarks.reading --model $(SMALL)
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.overhead --model $(SMALL)
+
+picture: setup browser  ## make the README's picture anew
+	$(BIN)/python -m docs.take_picture
 
 evidence: setup   ## a quick version of docs/evidence.md (about 12 minutes); DATA is the folder of the data sets
 	$(BIN)/sensecheck eval planted --set examples --out results/quick

@@ -38,6 +38,7 @@ class Backend:
             temperature=temperature,
             max_completion_tokens=max_tokens,
             timeout=300,
+            stream_usage=True,
         )
 
 

@@ -1,96 +1,189 @@
-"""One pass through the chat in Debian's Chromium, on the real served model."""
+"""The chat: what a person sees when they ask, and what they can do about it."""
 
 from __future__ import annotations
 
+import json
 import re
-import threading
-from collections.abc import Iterator
+from pathlib import Path
 
-import httpx
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
-
-from middleware import SAEAnnotator, ServerSource
-from ui.backend import Backend
-from ui.chat.app import build_page, start_page
+from chat_page import SLOW, Chat
+from playwright.sync_api import expect
 
 pytestmark = [pytest.mark.browser, pytest.mark.server]
-_CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync"]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def chat_url(server) -> Iterator[str]:
-    annotator = SAEAnnotator(source=ServerSource(server.url, tokens=True), deadline=60)
-    page = build_page(annotator, Backend(server.url, server.model))
-    url = start_page(page, port=0, block=False)
-    yield url
-    page.close()
+def test_a_first_visit_says_what_the_page_does_and_an_example_shows_it(chat: Chat) -> None:
+    expect(chat.page.locator("#sc-reading")).to_contain_text("your words appear here as it read")
+    chat.picture("first-visit")
+    chat.page.get_by_role("button", name="a mouse (the animal)").click()
+    expect(chat.page.locator("#sc-chat .user").first).to_contain_text("clean my mouse")
+    expect(chat.page.locator(".sc-word").first).to_be_visible(timeout=SLOW)
+    assert chat.answered()
 
 
-@pytest.fixture(scope="module")
-def browser_page(chat_url) -> Iterator[tuple[Page, list[str]]]:
-    """A page and the list of requests that left the machine (there must be none)."""
-    outside: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=_CHROMIUM)
-        page = browser.new_page(viewport={"width": 1440, "height": 900})
-        page.on(
-            "request",
-            lambda r: outside.append(r.url) if "127.0.0.1" not in r.url and r.url.startswith("http") else None,
-        )
-        page.goto(chat_url)
-        yield page, outside
-        browser.close()
+def test_a_flagged_prompt_shows_reading_note_and_both_answers(chat: Chat, flagged: tuple[str, str]) -> None:
+    chat.ask(*flagged)
+    expect(chat.card).to_be_visible(timeout=SLOW)
+    expect(chat.page.locator(".sc-word.sc-flagged").first).to_be_visible()
+    note = chat.page.locator("#sc-note li").first.inner_text()
+    assert note in chat.card.inner_text()
+    noted, plain = chat.answered("#sc-chat"), chat.answered("#sc-twin")
+    assert re.search(r"\w{2,}", noted)
+    assert re.search(r"\w{2,}", plain)
+    expect(chat.page.locator("#sc-figures")).to_contain_text("1 of 1")
+    added = re.search(r"tokens added by notes\s*(\d+)", chat.page.locator("#sc-figures").inner_text())
+    assert added
+    assert 5 < int(added[1]) < 80
+    assert chat.outside == []
+    assert chat.errors == []
+    chat.picture("flagged-prompt")
 
 
-def ask(page: Page, text: str, domain: str = "") -> None:
-    page.locator("#sc-domain input, #sc-domain textarea").fill(domain)
-    box = page.locator("#sc-prompt textarea")
-    box.fill(text)
-    box.press("Enter")
+def test_an_unremarkable_prompt_is_quiet(chat: Chat) -> None:
+    chat.ask("What is the capital of France?")
+    expect(chat.page.locator(".sc-state.sc-quiet")).to_contain_text("Nothing to note", timeout=SLOW)
+    expect(chat.page.locator("#sc-note")).to_contain_text("No note was added")
+    assert chat.answered("#sc-chat") == chat.answered("#sc-twin")
+    chat.picture("quiet")
 
 
-def test_a_flagged_prompt_shows_reading_note_and_both_answers(browser_page, inspector):
-    page, outside = browser_page
-    prompt, domain = flagged_prompt(inspector)
-    ask(page, prompt, domain)
-    expect(page.locator(".sc-card").first).to_be_visible(timeout=60_000)
-    expect(page.locator(".sc-token.sc-flagged").first).to_be_visible()
-    note = page.locator("#sc-note li").first.inner_text()
-    assert note in page.locator(".sc-card").first.inner_text()
-    expect(page.locator("#sc-twin")).to_be_visible()
-    for answer in ("#sc-chat .bot", "#sc-twin .bot"):
-        expect(page.locator(answer).first).to_contain_text(re.compile(r"\w{2,}"), timeout=120_000)
-    assert outside == []
+def test_cards_open_by_mouse_and_by_keyboard(chat: Chat, flagged: tuple[str, str]) -> None:
+    chat.ask(*flagged)
+    word = chat.page.locator(".sc-word.sc-flagged").first
+    expect(word).to_have_attribute("aria-expanded", "true", timeout=SLOW)
+    chat.answered()
+    chat.page.keyboard.press("Escape")  # nothing in the pane has the focus yet
+    word.focus()
+    chat.page.keyboard.press("Escape")
+    expect(chat.card).to_have_count(0)
+    chat.page.keyboard.press("ArrowLeft")
+    tip = chat.page.locator(".sc-tip")
+    expect(tip).to_contain_text(re.compile(r"\(\d|no catalogued"))
+    chat.page.keyboard.press("ArrowRight")
+    expect(chat.card).to_be_visible()
+    chat.page.keyboard.press("Escape")
+    expect(chat.card).to_have_count(0)
+    word.hover()
+    expect(chat.card).to_be_visible()
+    chat.card.locator("summary").click()
+    expect(chat.card.locator(".sc-deciding > li").first).to_contain_text("activation")
 
 
-def test_markup_in_a_prompt_is_shown_not_run(browser_page):
-    page, _ = browser_page
-    page.locator("#sc-clear").click()
-    ask(page, '<img src=x onerror="window.hacked=1"> Which bank is nearest?')
-    expect(page.locator(".sc-state")).to_be_visible(timeout=60_000)
-    expect(page.locator(".sc-tokens")).to_contain_text("onerror")
-    assert page.evaluate("window.hacked") is None
+def test_a_dropped_note_is_gone_and_the_answer_is_made_anew(chat: Chat, flagged: tuple[str, str]) -> None:
+    chat.ask(*flagged)
+    expect(chat.card).to_be_visible(timeout=SLOW)
+    plain = chat.answered("#sc-twin")
+    chat.card.get_by_role("button", name="Drop this note").click()
+    expect(chat.page.locator("#sc-note")).to_contain_text("No note was added", timeout=SLOW)
+    assert chat.answered("#sc-chat") == plain  # greedy: the untouched prompt has the same answer
+    expect(chat.page.locator("#sc-chat .user")).to_have_count(1)
 
 
-def test_the_page_fits_a_phone(browser_page):
-    page, _ = browser_page
-    page.set_viewport_size({"width": 390, "height": 800})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+def test_another_sense_can_be_picked_and_the_choice_undone(chat: Chat) -> None:
+    chat.ask("We sat on the grassy bank of the river and watched the water. What could we do next?")
+    word = chat.page.locator(".sc-word", has_text="bank").first
+    expect(word).to_be_visible(timeout=SLOW)
+    chat.answered()
+    word.click()
+    chat.card.locator("select").select_option("finance")
+    chat.card.get_by_role("button", name="Use", exact=True).click()
+    expect(chat.page.locator("#sc-note li")).to_contain_text("bank", timeout=SLOW)
+    expect(chat.card).to_contain_text("your choice")
+    chat.answered()
+    chat.card.get_by_role("button", name="Undo my choice").click()
+    expect(chat.page.locator("#sc-note")).to_contain_text("No note was added", timeout=SLOW)
+    chat.answered()
 
 
-def test_only_loopback_is_served(chat_url):
-    assert httpx.get(chat_url).is_success
-    assert chat_url.startswith("http://127.0.0.1:")
-    assert threading.active_count() > 1
+def test_a_note_can_be_made_to_hold_for_the_whole_conversation(chat: Chat, flagged: tuple[str, str]) -> None:
+    chat.ask(*flagged)
+    expect(chat.card).to_be_visible(timeout=SLOW)
+    chat.answered()
+    word = chat.page.locator(".sc-word.sc-flagged").first.inner_text().replace("(noted)", "").strip()
+    chat.card.get_by_role("button", name="Always note this here").click()
+    expect(chat.card).to_contain_text("as you chose", timeout=SLOW)
+    chat.answered()
+    chat.ask(f"Tell me about the {word}.")
+    expect(chat.page.locator("#sc-chat .user")).to_have_count(2)
+    expect(chat.page.locator("#sc-note li")).to_contain_text(word, timeout=SLOW)
+    chat.answered()
 
 
-def flagged_prompt(inspector) -> tuple[str, str]:
-    """A calibration prompt that the shipped catalog flags."""
-    from sae_runtime.evaluation.prompts import calibration_prompts
+def test_messages_can_be_edited_and_answers_retried(chat: Chat) -> None:
+    chat.ask("Name a colour.")
+    first = chat.answered()
+    chat.page.locator("#sc-chat").get_by_role("button", name="Retry").click()
+    expect(chat.page.locator("#sc-chat .bot")).to_have_count(1)
+    assert chat.answered() == first  # greedy
+    chat.page.locator("#sc-chat").get_by_role("button", name="Edit").first.click()
+    chat.page.get_by_label("Your message, edited").fill("Name a fruit.")
+    chat.page.locator("#sc-chat").get_by_role("button", name="Submit").click()
+    expect(chat.page.locator("#sc-chat .user")).to_have_count(1)
+    expect(chat.page.locator("#sc-twin .user")).to_contain_text("Name a fruit.")
+    chat.answered()
 
-    for item in calibration_prompts():
-        if item.domain and inspector.inspect([{"role": "user", "content": item.prompt}], domain=item.domain).misreads:
-            return item.prompt, item.domain
-    raise AssertionError("no calibration prompt is flagged")
+
+def test_an_answer_can_be_stopped(chat: Chat) -> None:
+    chat.ask("Write a very long story about a lighthouse keeper and everything that happened in ten years.")
+    expect(chat.page.locator("#sc-chat .bot").last).to_contain_text(re.compile(r"\w{2,}"), timeout=SLOW)
+    chat.page.get_by_role("button", name="Stop", exact=True).click()
+    expect(chat.page.get_by_role("button", name="Send", exact=True)).to_be_visible()
+    length = len(chat.page.locator("#sc-chat .bot").last.inner_text())
+    chat.page.wait_for_timeout(2000)
+    assert len(chat.page.locator("#sc-chat .bot").last.inner_text()) - length < 40  # what was on its way
+    chat.ask("And in one word?")
+    expect(chat.page.locator("#sc-chat .user")).to_have_count(2)
+    chat.answered()
+
+
+def test_a_message_sent_right_after_clearing_is_kept(chat: Chat) -> None:
+    chat.ask("Name a colour.")
+    chat.answered()
+    chat.page.locator("#sc-clear").click()
+    chat.ask("Which bank is nearest?")
+    expect(chat.page.locator(".sc-tokens")).to_contain_text("Which bank", timeout=SLOW)
+    expect(chat.page.locator("#sc-chat .user").last).to_contain_text("Which bank")
+    chat.answered()
+
+
+def test_what_is_typed_while_an_answer_comes_stays(chat: Chat) -> None:
+    chat.ask("Write a long story about a lighthouse.")
+    expect(chat.page.locator("#sc-chat .bot").last).to_contain_text(re.compile(r"\w{2,}"), timeout=SLOW)
+    chat.box.fill("My next thought")
+    chat.page.wait_for_timeout(1500)
+    assert chat.box.input_value() == "My next thought"
+    chat.page.get_by_role("button", name="Stop", exact=True).click()
+
+
+def test_markup_in_a_prompt_is_shown_not_run(chat: Chat) -> None:
+    chat.ask('<img src=x onerror="window.hacked=1"> Which bank is nearest?')
+    expect(chat.page.locator(".sc-tokens")).to_contain_text("onerror", timeout=SLOW)
+    chat.answered()
+    assert chat.page.evaluate("window.hacked") is None
+
+
+@pytest.mark.parametrize("name", ["Save as JSON", "Save as page"])
+def test_the_conversation_can_be_saved(chat: Chat, flagged: tuple[str, str], tmp_path: Path, name: str) -> None:
+    chat.ask(*flagged)
+    expect(chat.card).to_be_visible(timeout=SLOW)
+    answer = chat.answered()
+    note = chat.page.locator("#sc-note li").first.inner_text()
+    with chat.page.expect_download() as download:
+        chat.page.get_by_role("button", name=name).click()
+    file = tmp_path / "file"
+    download.value.save_as(file)
+    text = file.read_text("utf-8")
+    if name.endswith("JSON"):
+        (exchange,) = json.loads(text)["exchanges"]
+        assert exchange["prompt"] == flagged[0]
+        assert exchange["notes"] == [note]
+        assert exchange["reading"]["misreads"]
+        assert exchange["answer_with_notes"].split()[:3] == answer.split()[:3]
+    else:
+        assert "http" not in re.sub(r"http-equiv", "", text)
+        outside: list[str] = []
+        chat.page.on("request", lambda request: outside.append(request.url))
+        chat.page.set_content(text)
+        expect(chat.page.get_by_role("heading", level=1)).to_contain_text("read a conversation")
+        assert outside == []

@@ -1,1 +1,1 @@
-"""The Gradio chat: the conversation, and beside it how the model read the last prompt."""
+"""The tab of the chat: the conversation, and beside it how the model read each message."""

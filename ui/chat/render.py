@@ -2,27 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
+from itertools import groupby
 
-from middleware import Annotated, MentionReading, Misread, Reading
+from middleware import Annotated, Misread, Reading
+from sae_runtime.detector.results import TokenReading
+from sae_runtime.glossary import Glossary
+from ui.chat.card import card_html, misread_at
+from ui.chat.conversation import Choices, Conversation, Exchange
+from ui.chat.lookup import Lookup
 
-_EMPTY = '<p class="sc-hint">Ask something. Your words appear here as the model read them.</p>'
+_EMPTY = (
+    '<p class="sc-hint">Ask something, or take an example. Before the model answers, your words appear here as it read '
+    "them: a word that it seems to have taken the wrong way is flagged, and a short note is added to your message.</p>"
+)
+_NONE = Choices()
+_TIP = "Point at a word, or move through them with the arrow keys, to see what the model noticed there."
 
 
-def reading_html(annotated: Annotated | None, prompt: str) -> str:
-    """The side pane: state line, the prompt's tokens, flags, quiet mentions."""
-    if annotated is None:
-        return '<p class="sc-hint" role="status">Reading your words …</p>' if prompt else _EMPTY
-    if annotated.reading is None:
-        return f'<p class="sc-bypass" role="status">Not read this time ({escape(annotated.bypass or "")}). The answer is unaffected.</p>'
-    reading = annotated.reading
-    parts = [_state(reading), _tokens(reading)]
-    parts += [_flag(misread) for misread in reading.misreads]
-    quiet = [m for m in reading.mentions if not any(_same(m, f) for f in reading.misreads)]
-    if quiet:
-        parts.append('<h3 class="sc-title">Read as intended, or left alone</h3>')
-        parts += [_mention(mention) for mention in quiet]
-    return "".join(parts)
+def reading_html(
+    exchange: Exchange | None, lookup: Lookup, general: Choices = _NONE, glossary: Glossary | None = None
+) -> str:
+    """The reading pane of one turn: state line, tokens, and one card per mention.
+
+    Args:
+        exchange: the turn; None for an empty conversation.
+        lookup: meanings and features.
+        general: choices that hold for the whole conversation.
+        glossary: the user's own terms.
+    """
+    if exchange is None:
+        return _EMPTY
+    if exchange.annotated is None:
+        return '<p class="sc-state sc-busy" role="status">Reading your words …</p>'
+    reading = exchange.annotated.reading
+    if reading is None:
+        why = escape(exchange.annotated.bypass or "")
+        return f'<p class="sc-state sc-bypass" role="status"><b>Not read this time</b> ({why}). The answer is unaffected.</p>'
+    choices = exchange.choices.over(general)
+    misreads = [misread_at(mention, reading) for mention in reading.mentions]
+    opened = next((number for number, misread in enumerate(misreads) if misread), None)
+    cards = "".join(
+        card_html(number, mention, misread, lookup, choices, glossary, shown=number == opened)
+        for number, (mention, misread) in enumerate(zip(reading.mentions, misreads, strict=True))
+    )
+    tip = f'<p class="sc-tip" aria-live="polite">{_TIP}</p>'
+    return f"{_state(reading)}{_tokens(reading, misreads, opened)}{tip}{cards}"
 
 
 def note_html(annotated: Annotated | None) -> str:
@@ -33,69 +59,71 @@ def note_html(annotated: Annotated | None) -> str:
     return f'<ul class="sc-notes" aria-label="Notes added to the prompt">{items}</ul>'
 
 
+def figures_html(conversation: Conversation) -> str:
+    """One line of figures about the conversation so far."""
+    done = [exchange for exchange in conversation.exchanges if exchange.annotated]
+    readings = [e.annotated.reading for e in done if e.annotated and e.annotated.reading]
+    if not done:
+        return '<p class="sc-figures sc-hint">Figures of this conversation appear here.</p>'
+    took = readings[-1].timings_ms.get("total", 0) if readings else None
+    added = [exchange.tokens_added for exchange in done]
+    parts = {
+        "last inspection": "-" if took is None else f"{took:.0f} ms",
+        "messages flagged": f"{sum(bool(r.misreads) for r in readings)} of {len(done)}",
+        "not read": str(len(done) - len(readings)),
+        "tokens added by notes": str(sum(count or 0 for count in added)),
+    }
+    items = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in parts.items())
+    return f'<dl class="sc-figures" aria-label="Figures of this conversation">{items}</dl>'
+
+
 def _state(reading: Reading) -> str:
     count = len(reading.misreads)
-    text = f"{count} misread word{'s' if count != 1 else ''}" if count else "Nothing is flagged"
-    cut = " Only the head of the prompt fits the model and was read." if reading.truncated else ""
-    took = reading.timings_ms.get("total", 0)
-    return (
-        f'<p class="sc-state" role="status"><b>{text}.</b>{cut} <span class="sc-hint">Read in {took:.0f} ms.</span></p>'
-    )
+    if count:
+        text = f"<b>{count} word{'s' if count != 1 else ''} noted.</b> Open the underlined words below."
+    elif reading.mentions:
+        text = "<b>Nothing to note.</b> The model took your words as you seem to mean them, or it is not sure enough to say."
+    else:
+        text = "<b>Nothing to note.</b> None of your words is in the catalog of words with several senses."
+    cut = " Only the head of your message fits the model and was read." if reading.truncated else ""
+    kind = "sc-noted" if count else "sc-quiet"
+    return f'<p class="sc-state {kind}" role="status">{text}{cut}</p>'
 
 
-def _tokens(reading: Reading) -> str:
-    """The last read message's tokens, shaded by their strongest feature; flagged ones are underlined too."""
+def _tokens(reading: Reading, misreads: Sequence[Misread | None], opened: int | None) -> str:
+    """The last read message's tokens, shaded by their strongest feature; those of a mention form a button for its card."""
     message = max((t.message for t in reading.tokens if t.message is not None), default=None)
     tokens = [t for t in reading.tokens if t.message == message and t.message is not None]
     peak = max((f.activation for t in tokens for f in t.features), default=1.0) or 1.0
-    spans = []
-    for token in tokens:
-        flagged = any(
-            f.message == token.message and token.start < f.end and token.end > f.start for f in reading.misreads
-        )
-        strength = max((f.activation for f in token.features), default=0.0) / peak
-        tip = (
-            "; ".join(f"{f.index}: {f.label} ({f.activation:.1f})" for f in token.features[:4])
-            or "no catalogued feature"
-        )
-        mark = " sc-flagged" if flagged else ""
-        spans.append(
-            f'<span class="sc-token{mark}" style="--sc-strength:{strength:.2f}" title="{escape(tip, quote=True)}">'
-            f"{escape(token.text)}</span>"
-        )
-    return f'<div class="sc-tokens" aria-label="Your prompt as the model read it">{"".join(spans)}</div>'
+    parts = []
+    for number, group in groupby(tokens, lambda token: _mention_of(token, reading)):
+        spans = "".join(_token(token, peak) for token in group)
+        if number is None:
+            parts.append(spans)
+        else:
+            flagged = " sc-flagged" if misreads[number] else ""
+            spoken = '<span class="sc-spoken"> (noted)</span>' if misreads[number] else ""
+            parts.append(
+                f'<button type="button" class="sc-word{flagged}" aria-expanded="{str(number == opened).lower()}" '
+                f'aria-controls="sc-card-{number}">{spans}{spoken}</button>'
+            )
+    return f'<div class="sc-tokens" role="group" aria-label="Your message as the model read it">{"".join(parts)}</div>'
 
 
-def _flag(misread: Misread) -> str:
-    features = "".join(
-        f"<li><code>{f.index}</code> {escape(f.label)} <span class='sc-hint'>{f.activation:.2f}</span></li>"
-        for f in misread.features
-    )
-    because = ", ".join(escape(word) for word in misread.evidence) or "the context"
-    return (
-        f'<section class="sc-card" aria-label="Misread word"><h3>⚑ {escape(misread.text)}</h3>'
-        f"<p>Read as <b>{escape(misread.read_as)}</b> ({misread.p_read_as:.0%}), "
-        f"meant <b>{escape(misread.intended)}</b> ({misread.p_intended:.0%}) because of {because}.</p>"
-        f"<p>Note: {escape(misread.note)}</p>"
-        f"<details><summary>Features that decided</summary><ul>{features}</ul></details></section>"
-    )
+def _mention_of(token: TokenReading, reading: Reading) -> int | None:
+    """The number of the mention that ``token`` is part of."""
+    for number, mention in enumerate(reading.mentions):
+        if mention.message == token.message and token.start < mention.end and token.end > mention.start:
+            return number
+    return None
 
 
-def _mention(mention: MentionReading) -> str:
-    rows = "".join(
-        f'<tr><th scope="row">{escape(sense)}</th><td>{_bar(share, "read")}</td>'
-        f"<td>{_bar(mention.intended[sense], 'intended')}</td></tr>"
-        for sense, share in mention.reading.items()
+def _token(token: TokenReading, peak: float) -> str:
+    strength = max((f.activation for f in token.features), default=0.0) / peak
+    tip = (
+        " · ".join(f"{f.label} ({f.activation:.1f})" for f in token.features[:3]) or "no catalogued feature fires here"
     )
     return (
-        f'<table class="sc-mention"><caption>{escape(mention.text)}</caption>'
-        f"<thead><tr><td></td><th>read</th><th>intended</th></tr></thead><tbody>{rows}</tbody></table>"
+        f'<span class="sc-token" tabindex="-1" style="--sc-strength:{strength:.2f}" data-tip="{escape(tip)}">'
+        f"{escape(token.text)}</span>"
     )
-
-
-def _bar(share: float, kind: str) -> str:
-    return f'<span class="sc-bar sc-{kind}" style="--sc-share:{share:.2f}">{share:.0%}</span>'
-
-
-def _same(mention: MentionReading, misread: Misread) -> bool:
-    return (mention.message, mention.start, mention.end) == (misread.message, misread.start, misread.end)

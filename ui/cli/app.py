@@ -124,13 +124,18 @@ def serve(
 def chat(
     model: Model = DEFAULT_MODEL,
     port: Annotated[int, typer.Option(help="Port of the chat page.")] = 7860,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; other than loopback only with --auth.")
+    ] = "127.0.0.1",
+    auth: Annotated[Path | None, typer.Option(help="File of accounts, one user:password per line.")] = None,
+    root_path: Annotated[str | None, typer.Option(help="Path under which a reverse proxy shows the page.")] = None,
     url: Url = None,
     artefacts: Artefacts = None,
 ) -> None:
     """Open the chat in the browser: the conversation, and beside it how the model read your words."""
     from ui.cli.serve import run_chat
 
-    run_chat(model, port, url, artefacts)
+    run_chat(model, url, artefacts, port=port, host=host, auth=auth, root_path=root_path)
 
 
 @app.command()

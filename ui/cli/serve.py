@@ -6,7 +6,8 @@ import signal
 from pathlib import Path
 from types import FrameType
 
-from sae_runtime.errors import ServerError
+from sae_runtime.detector.artefacts import Artefacts
+from sae_runtime.errors import InputError, ServerError
 from sae_runtime.progress import console
 from sae_runtime.serving import ServerOptions, reads_prompts
 from ui.backend import open_backend, start_with_progress
@@ -25,13 +26,52 @@ def run_serve(model: str, options: ServerOptions) -> None:
         raise ServerError(f"The server ended with code {code}.", f"See its log: {server.log}")
 
 
-def run_chat(model: str, port: int, url: str | None, artefacts: Path | None) -> None:
-    """Open the chat page and serve it until interrupted."""
-    from ui.chat.app import launch
+def run_chat(
+    model: str,
+    url: str | None,
+    artefacts: Path | None,
+    *,
+    port: int,
+    host: str,
+    auth: Path | None,
+    root_path: str | None,
+) -> None:
+    """Open the chat page and serve it until interrupted.
 
+    Raises:
+        InputError: the page would be open to the network, or the file of accounts is malformed.
+        ServerError: no model server can be reached or started, or the port is taken.
+    """
+    from ui.page.app import Door, launch
+
+    door = Door(port, host, read_accounts(auth) if auth else None, root_path)
+    door.check()  # before a server is started for nothing
+    opened = Artefacts.open(model, folder=artefacts)
     _interrupt_on_terminate()
     with open_backend(model, url=url, artefacts=artefacts) as backend:
-        launch(backend, port=port)
+        launch(backend, opened, door)
+
+
+def read_accounts(path: Path) -> list[tuple[str, str]]:
+    """Lines of ``user:password``; empty lines and those that begin with ``#`` do not count.
+
+    Raises:
+        InputError: it cannot be read, or a line is none; the line's number is named, never its text.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The accounts in {path} cannot be read: {error}.", "Give a text file.") from error
+    accounts = []
+    for number, line in enumerate(lines, 1):
+        if line.strip() and not line.startswith("#"):
+            user, colon, password = line.strip().partition(":")
+            if not (user and colon and password):
+                raise InputError(f"Line {number} of {path} is no account.", "Write user:password.")
+            accounts.append((user, password))
+    if not accounts:
+        raise InputError(f"There are no accounts in {path}.", "Write one line of user:password per person.")
+    return accounts
 
 
 def _interrupt_on_terminate() -> None:

@@ -1,143 +1,143 @@
-"""Layout and events of the chat page."""
+"""The page: its tabs, and how it is served."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
-
-from middleware import Annotated, SAEAnnotator, ServerSource
-from sae_runtime.errors import ServerError
-from ui.backend import Backend
-from ui.chat.conversation import Exchange, Turn, run_turn
-from ui.chat.render import note_html, reading_html
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported
 
 import gradio as gr
 
-_STYLE = Path(__file__).with_name("style.css")
-_MAX_TOKENS = 384
+from middleware import SAEAnnotator, ServerSource
+from sae_runtime.detector.artefacts import Artefacts
+from sae_runtime.errors import InputError, ServerError
+from sae_runtime.paths import cache_dir
+from ui.backend import Backend
+from ui.chat.lookup import Lookup
+from ui.chat.tab import MAX_TOKENS, chat_tab
+from ui.features.tab import feature_tab
+from ui.page.theme import PAGE_SCRIPT, STYLES, theme
+from ui.words.tab import words_tab
+
 _READING_SECONDS = 20.0
-EXAMPLES = [  # prompt, declared domain; the last one is read as it is meant
-    ["How often should I clean my mouse?", "biology"],
-    [
-        "The pitcher took a nasty knock at Saturday's baseball picnic, and now lemonade leaks through a crack near the "
-        "handle. Which glue is food safe?",
-        "",
-    ],
-    ["The bass was too heavy to carry up the stairs. What should I do?", ""],
-]
+_USERS_AT_ONCE = 8
+_QUEUE = 64
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+Accounts = list[tuple[str, str]]
 
 
-def launch(backend: Backend, *, port: int) -> None:
-    """Serve the chat on loopback until interrupted."""
-    annotator = SAEAnnotator(
-        source=ServerSource(backend.url, api_key=backend.api_key, tokens=True), deadline=_READING_SECONDS, grace=None
-    )
-    start_page(build_page(annotator, backend), port=port, block=True)
+@dataclass(frozen=True)
+class Door:
+    """Where the page is served, and to whom.
+
+    Attributes:
+        port: 0 picks a free one.
+        host: loopback unless ``accounts`` are given.
+        accounts: user names and passwords; None: everyone who reaches the page.
+        root_path: path under which a reverse proxy shows the page.
+    """
+
+    port: int
+    host: str = "127.0.0.1"
+    accounts: Accounts | None = None
+    root_path: str | None = None
+
+    def check(self) -> None:
+        """Refuse to show the page to the network without a password.
+
+        Raises:
+            InputError: it would be.
+        """
+        if self.host not in _LOOPBACK and not self.accounts:
+            raise InputError(
+                f"The chat would be open to everyone who reaches {self.host}.",
+                "Give --auth FILE (lines of user:password), or stay on loopback behind a reverse proxy.",
+            )
 
 
-def start_page(page: gr.Blocks, *, port: int, block: bool) -> str:
-    """Serve ``page`` on loopback and return its address; with ``block`` only when it ends. Port 0 picks a free one.
+def launch(backend: Backend, opened: Artefacts, door: Door) -> None:
+    """Serve the chat until interrupted."""
+    door.check()
+    source = ServerSource(backend.url, api_key=backend.api_key, tokens=True)
+    annotator = SAEAnnotator(source=source, deadline=_READING_SECONDS, grace=None)
+    start_page(build_page(annotator, backend, opened), door, block=True)
+
+
+def start_page(page: gr.Blocks, door: Door, *, block: bool) -> str:
+    """Serve ``page`` and return its address; with ``block`` only when it ends.
 
     Raises:
         ServerError: the port is taken.
     """
     try:
         _, url, _ = page.launch(
-            server_name="127.0.0.1",
-            server_port=port or None,
+            server_name=door.host,
+            server_port=door.port or None,
+            root_path=door.root_path,
+            auth=door.accounts,
             share=False,
             ssr_mode=False,  # one process, no Node.js
+            run_history=False,  # else the browser keeps every message
+            enable_monitoring=False,
             footer_links=[],
             max_file_size="1kb",  # nothing is uploaded here
             prevent_thread_lock=not block,
             quiet=not block,
-            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # no web fonts
-            css_paths=[_STYLE],
+            theme=theme(),
+            css_paths=STYLES,
+            js=PAGE_SCRIPT,
         )
     except OSError as error:
-        raise ServerError(f"The chat cannot listen on port {port}: {error}.", "Choose another with --port.") from error
+        remedy = "Choose another with --port."
+        raise ServerError(f"The chat cannot listen on {door.host}:{door.port}: {error}.", remedy) from error
     return url
 
 
-def build_page(annotator: SAEAnnotator, backend: Backend) -> gr.Blocks:
-    """The page; its state lives in the browser session, so that users never see each other's conversation."""
-    model = backend.chat_model(max_tokens=_MAX_TOKENS)
+def build_page(
+    annotator: SAEAnnotator,
+    backend: Backend,
+    opened: Artefacts,
+    *,
+    overlays: Path | None = None,
+    max_tokens: int = MAX_TOKENS,
+) -> gr.Blocks:
+    """The page.
 
-    async def respond(prompt: str, exchanges: list[Exchange], domain: str, compare: bool) -> AsyncIterator[Any]:
-        prompt = prompt.strip()
-        if not prompt:
-            yield gr.skip()
-            return
-        reader = annotator.model_copy(update={"domain": domain.strip() or None})
-        turn: Turn | None = None
-        async for turn in run_turn(reader, model, exchanges, prompt, compare=compare):
-            yield _view([*exchanges, turn.exchange], turn.annotated, turn.exchange, "")
-
+    Args:
+        annotator: reads prompts; its source must read every token.
+        backend: the served model that answers.
+        opened: the catalog and the dictionary that the server reads with.
+        overlays: folder of the words that people add; None: in the user's cache.
+        max_tokens: length limit of an answer.
+    """
+    lookup = Lookup(opened.view, opened.folder)
+    labels = {index: feature.label for index, feature in opened.view.features.items()}
     with gr.Blocks(title="Sensecheck", analytics_enabled=False) as page:
-        exchanges = gr.State([])
-        gr.Markdown(f"# Sensecheck\nHow **{backend.model}** read your words, before it answers.")
-        with gr.Row():
-            with gr.Column(scale=3):
-                chat = gr.Chatbot(label="Conversation (with notes)", height=330, elem_id="sc-chat", buttons=["copy"])
-                twin = gr.Chatbot(
-                    label="The same without notes", height=230, visible=False, elem_id="sc-twin", buttons=["copy"]
-                )
-                prompt = gr.Textbox(
-                    label="Your message",
-                    placeholder="Ask something …",
-                    lines=1,  # Enter sends; Shift-Enter makes a new line
-                    max_lines=6,
-                    elem_id="sc-prompt",
-                    submit_btn=True,
-                    stop_btn=True,
-                )
-                with gr.Row():
-                    compare = gr.Checkbox(
-                        value=True, label="Show the answer without notes beside it", elem_id="sc-compare"
-                    )
-                    domain = gr.Textbox(
-                        label="Declared domain (optional)", placeholder="e.g. finance", elem_id="sc-domain"
-                    )
-                    clear = gr.Button("New conversation", elem_id="sc-clear")
-                gr.Examples(EXAMPLES, [prompt, domain], label="Examples")
-            with gr.Column(scale=2):
-                gr.Markdown("### How the model read it")
-                pane = gr.HTML(reading_html(None, ""), elem_id="sc-reading")
-                gr.Markdown("### Added to your prompt")
-                notes = gr.HTML(note_html(None), elem_id="sc-note")
-        outputs = [exchanges, chat, twin, pane, notes, prompt]
-        running = prompt.submit(
-            respond, [prompt, exchanges, domain, compare], outputs, show_progress="hidden", api_name="ask"
-        )
-        prompt.stop(None, cancels=[running])
-        for cleared in (clear.click, chat.clear):
-            cleared(lambda: _view([], None, None, ""), None, outputs, cancels=[running], api_name=False)
-    page.queue(max_size=32, default_concurrency_limit=4)
+        gr.HTML(_head(backend.model))
+        with gr.Tabs() as tabs:
+            chat_here = gr.Tab("Chat", id="chat")
+            features_here = gr.Tab("Features", id="features")
+            with gr.Tab("Words", id="words"):
+                words = words_tab(lookup.catalog, annotator, overlays or cache_dir() / "words")
+            with features_here:
+                features = feature_tab(lookup.catalog, opened.load_sae(), labels)
+            with chat_here:
+                chat = chat_tab(annotator, backend, lookup, words.glossary, max_tokens=max_tokens)
+
+        def open_feature(event: gr.EventData) -> tuple[Any, ...]:
+            return gr.Tabs(selected="features"), features.show(int(event.index))
+
+        chat.pane.feature(open_feature, None, [tabs, features.page], show_progress="hidden", api_visibility="private")
+    page.queue(max_size=_QUEUE, default_concurrency_limit=_USERS_AT_ONCE)
     return page
 
 
-def _view(
-    exchanges: list[Exchange], annotated: Annotated | None, current: Exchange | None, box: str
-) -> tuple[Any, ...]:
-    """Values of all outputs for a state of the conversation."""
-    history: list[dict[str, str]] = []
-    for exchange in exchanges:
-        history.append({"role": "user", "content": exchange.prompt})
-        if exchange.noted:
-            history.append({"role": "assistant", "content": exchange.noted})
-    plain = current.plain if current else None
-    twin = [] if plain is None or current is None else [
-        {"role": "user", "content": current.prompt}, {"role": "assistant", "content": plain or "…"}
-    ]  # fmt: skip
+def _head(model: str) -> str:
     return (
-        exchanges,
-        history,
-        gr.update(value=twin, visible=plain is not None),
-        reading_html(annotated, current.prompt if current else ""),
-        note_html(annotated),
-        box,
+        f'<header class="sc-head"><h1>Sensecheck</h1><p>Words have several senses. This page shows how '
+        f"<b>{escape(model)}</b> took yours before it answered, and tells it what you mean where it went astray.</p></header>"
     )

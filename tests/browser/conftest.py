@@ -1,0 +1,52 @@
+"""The real page on the real served model, in Debian's Chromium; every test has a browser session of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from chat_page import Chat, serve_page
+from playwright.sync_api import Browser, BrowserContext, sync_playwright
+
+from sae_runtime.detector import Inspector
+from sae_runtime.evaluation.prompts import calibration_prompts
+from sae_runtime.serving import ModelServer
+
+_CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def chat_url(server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    page, url = serve_page(server.url, server.model, tmp_path_factory.mktemp("words"))
+    yield url
+    page.close()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=_CHROMIUM)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    context = browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme="light")
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def chat(context: BrowserContext, chat_url: str) -> Chat:
+    return Chat(context, chat_url)
+
+
+@pytest.fixture(scope="session")
+def flagged(inspector: Inspector) -> tuple[str, str]:
+    """A calibration prompt with its domain that the shipped catalog flags."""
+    for item in calibration_prompts():
+        if item.domain and inspector.inspect([{"role": "user", "content": item.prompt}], domain=item.domain).misreads:
+            return item.prompt, item.domain
+    raise AssertionError("no calibration prompt is flagged")

@@ -1,0 +1,38 @@
+"""What the page shows of the catalog beside a reading: meanings of senses, details of features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from sae_runtime.catalog.view import CatalogView, FeatureDetail, feature_detail
+from sae_runtime.glossary import Glossary
+from sae_runtime.glossary.compile import MEANT, OTHER
+from sae_runtime.paths import CATALOG_FILE
+
+
+class Lookup:
+    """Meanings and features of one catalog, and of the terms that people added.
+
+    Args:
+        view: the catalog.
+        folder: where it lies.
+    """
+
+    def __init__(self, view: CatalogView, folder: Path) -> None:
+        self.view = view
+        self.catalog = folder / CATALOG_FILE
+        self._glosses = {concept.slug: {s.slug: s.gloss for s in concept.senses} for concept in view.concepts}
+        self._detail = lru_cache(maxsize=512)(lambda index: feature_detail(self.catalog, index))
+
+    def glosses(self, concept: str, glossary: Glossary | None = None) -> Mapping[str, str]:
+        """Meaning by sense of ``concept``; the terms of ``glossary`` come first, as they do in a reading."""
+        for term in glossary.terms if glossary else ():
+            if term.slug == concept:
+                return {MEANT: term.meaning, OTHER: "; ".join(term.otherwise) or "anything else"}
+        return self._glosses.get(concept, {})
+
+    def feature(self, index: int) -> FeatureDetail | None:
+        """The catalogued feature ``index``, or None."""
+        return self._detail(index)

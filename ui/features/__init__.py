@@ -1,0 +1,1 @@
+"""The tab of features: search, and everything that the catalog knows of one."""

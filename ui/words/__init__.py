@@ -1,0 +1,1 @@
+"""The tab of words: the catalog's concepts and senses, and people's own beside them."""

@@ -1,0 +1,133 @@
+"""The catalog tab of the chat page: what can be read and how well, and one's own words beside it.
+
+Own words are kept in an :class:`~ui.words.overlay.Overlay` for each user, never in the shipped catalog.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from middleware import SAEAnnotator
+from sae_runtime.catalog.browse import SenseSummary, sense_contexts, sense_rows
+from sae_runtime.errors import SensecheckError
+from sae_runtime.glossary import Glossary
+from ui.words.overlay import Overlay
+from ui.words.own_words import LABELS, OwnWords
+from ui.words.render import DATATYPES, concept_html, frame_value, hint_html, own_terms_html, problem_html
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported
+
+import gradio as gr
+
+_WIDTHS = ["120px", "130px", "260px", "100px", "210px", "90px", "90px", "320px"]
+# The text never touches the server's disk: the browser makes the file.
+_DOWNLOAD = """(text) => {
+    if (text) {
+        const link = document.createElement("a");
+        link.href = URL.createObjectURL(new Blob([text], {type: "application/yaml"}));
+        link.download = "glossary.yaml";
+        link.click();
+        setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+    }
+    return [];
+}"""
+
+
+@dataclass(frozen=True)
+class WordsTab:
+    """What the chat needs of the tab: its table, its detail pane, and where own words are kept."""
+
+    frame: Any
+    detail: Any
+    overlay_folder: Path
+
+    def glossary(self, user: str | None) -> Glossary | None:
+        """The own words of ``user`` (``gr.Request.username``; None without accounts), or None. Read anew at each call.
+
+        Raises:
+            InputError: their file is damaged.
+        """
+        return Overlay.at(self.overlay_folder, user).terms()
+
+
+def words_tab(catalog: Path, annotator: SAEAnnotator, overlay_folder: Path) -> WordsTab:
+    """Lay the tab out; call it inside a ``gr.Tab``. A catalog that cannot be read is said so in the tab.
+
+    Args:
+        catalog: the SQLite file, read only.
+        annotator: compiles own words and reads the sentences they are tried on.
+        overlay_folder: where own words are kept; made at need.
+    """
+    rows, opening = _rows(catalog)
+    frame = gr.Dataframe(
+        frame_value(rows), datatype=DATATYPES, type="array", interactive=False, wrap=True, pinned_columns=1,
+        show_search="search", column_widths=_WIDTHS, max_height=420, label="Concepts and senses",
+        elem_id="sc-concepts", buttons=["fullscreen"],
+    )  # fmt: skip
+    detail = gr.HTML(opening, elem_id="sc-concept")
+
+    def chosen(event: gr.SelectData) -> str:
+        # The row's own values: its number changes when the table is sorted or filtered.
+        return concept_detail(catalog, rows, str(event.row_value[0]) if event.row_value else "")
+
+    frame.select(chosen, None, detail, show_progress="hidden", api_visibility="private")
+    with gr.Accordion("Add your own word", open=False):
+        _own_words(OwnWords(annotator, overlay_folder))
+    return WordsTab(frame, detail, overlay_folder)
+
+
+def concept_detail(catalog: Path, rows: Sequence[SenseSummary], concept: str) -> str:
+    """HTML of the concept with that slug."""
+    senses = [row for row in rows if row.concept == concept]
+    if not senses:
+        return hint_html("The catalog has no such concept. Choose a row of the table.")
+    try:
+        return concept_html(senses, sense_contexts(catalog, concept))
+    except SensecheckError as error:
+        return problem_html(error)
+
+
+def _own_words(words: OwnWords) -> None:
+    """Form, buttons and events."""
+    with gr.Row():
+        word = gr.Textbox(label="Word or phrase", placeholder="churn, churned", elem_id="sc-term", max_length=400,
+                          info="Further forms behind commas.")  # fmt: skip
+        meaning = gr.Textbox(label=LABELS["meaning"], placeholder="customers who cancel", elem_id="sc-meaning")
+        otherwise = gr.Textbox(label=LABELS["otherwise"], placeholder="stirring milk to make butter", lines=1,
+                               max_lines=4, elem_id="sc-otherwise", info="One meaning per line.")  # fmt: skip
+    with gr.Row():
+        advice = "One per line; three or more are recommended."
+        examples = gr.Textbox(label=LABELS["examples"], info=advice, lines=4, elem_id="sc-term-examples")
+        counter = gr.Textbox(label=LABELS["counterexamples"], info=advice, lines=4, elem_id="sc-term-counterexamples")
+    note = gr.Textbox(label="Note (optional)", placeholder='"{mention}" means customers who cancel here.',
+                      elem_id="sc-term-note")  # fmt: skip
+    sentences = gr.Textbox(label="Try it on your own sentences", info="One per line.", lines=3, elem_id="sc-try")
+    with gr.Row():
+        try_it = gr.Button("Try", variant="primary", elem_id="sc-try-run")
+        save = gr.Button("Save", elem_id="sc-term-save")
+        edit = gr.Button("Edit a saved word", elem_id="sc-term-edit")
+        remove = gr.Button("Remove", elem_id="sc-term-remove")
+        export = gr.Button("Export YAML", elem_id="sc-term-export")
+    result = gr.HTML(elem_id="sc-try-result")
+    own = gr.HTML(own_terms_html(None), elem_id="sc-own-terms")
+    text = gr.Textbox(visible="hidden", elem_id="sc-term-yaml")
+    form = [word, meaning, otherwise, examples, counter, note]
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    try_it.click(words.tried, [sentences, *form], result, **quiet)
+    save.click(words.saved, form, [own, result], **quiet)
+    edit.click(words.opened, word, [*form, result], **quiet)
+    remove.click(words.removed, word, [own, result], **quiet)
+    export.click(words.exported, None, [text, result], **quiet).success(None, text, None, js=_DOWNLOAD)
+    gr.on(None, words.listed, None, own, **quiet)  # None: when the page is loaded
+
+
+def _rows(catalog: Path) -> tuple[list[SenseSummary], str]:
+    """The catalog's senses, and what the detail pane says at first."""
+    try:
+        return sense_rows(catalog), hint_html("Choose a row to see the concept's senses and sentences.")
+    except SensecheckError as error:  # the chat itself does not need the tab
+        return [], problem_html(error)
