@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,8 @@ def test_a_words_senses_and_sentences_are_shown(chat: Chat) -> None:
     expect(chat.page.locator("#sc-concept")).to_contain_text("river")
     expect(chat.page.locator("#sc-concept mark").first).to_be_visible()
     chat.picture("words")
+    chat.page.locator("#sc-add-sense").click()
+    expect(chat.page.locator("#sc-otherwise textarea")).to_have_value(re.compile("river|money"))
 
 
 def test_ones_own_word_is_tried_saved_used_and_exported(chat: Chat, tmp_path: Path) -> None:

@@ -76,9 +76,9 @@ class _Chat:
     ) -> AsyncIterator[Any]:
         """The same message once more."""
         number = _turn_number(conversation, _index(event))
-        async for view in self._turn(
-            conversation.before(number), conversation.exchanges[number], compare, request.username
-        ):
+        old = conversation.exchanges[number]
+        asked = Exchange(old.prompt, old.domain, old.choices)
+        async for view in self._turn(conversation.before(number), asked, compare, request.username):
             yield view
 
     async def edited(

@@ -23,6 +23,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is i
 
 import gradio as gr
 
+_KNOWN = 4  # sentences of each known sense that a new one is told from
 _WIDTHS = ["120px", "130px", "260px", "100px", "210px", "90px", "90px", "320px"]
 # The text never touches the server's disk: the browser makes the file.
 _DOWNLOAD = """(text) => {
@@ -69,14 +70,21 @@ def words_tab(catalog: Path, annotator: SAEAnnotator, overlay_folder: Path) -> W
         elem_id="sc-concepts", buttons=["fullscreen"],
     )  # fmt: skip
     detail = gr.HTML(opening, elem_id="sc-concept")
+    concept = gr.State("")
+    another = gr.Button("Add a sense to this word", size="sm", visible=False, elem_id="sc-add-sense")
 
-    def chosen(event: gr.SelectData) -> str:
+    def chosen(event: gr.SelectData) -> tuple[Any, ...]:
         # The row's own values: its number changes when the table is sorted or filtered.
-        return concept_detail(catalog, rows, str(event.row_value[0]) if event.row_value else "")
+        slug = str(event.row_value[0]) if event.row_value else ""
+        return slug, concept_detail(catalog, rows, slug), gr.update(visible=bool(slug))
 
-    frame.select(chosen, None, detail, show_progress="hidden", api_visibility="private")
-    with gr.Accordion("Add your own word", open=False):
-        _own_words(OwnWords(annotator, overlay_folder))
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    frame.select(chosen, None, [concept, detail, another], **quiet)
+    with gr.Accordion("Add your own word", open=False) as accordion:
+        form = _own_words(OwnWords(annotator, overlay_folder))
+    another.click(
+        lambda slug: (gr.Accordion(open=True), *sense_form(catalog, rows, slug)), concept, [accordion, *form], **quiet
+    )
     return WordsTab(frame, detail, overlay_folder)
 
 
@@ -91,8 +99,23 @@ def concept_detail(catalog: Path, rows: Sequence[SenseSummary], concept: str) ->
         return problem_html(error)
 
 
-def _own_words(words: OwnWords) -> None:
-    """Form, buttons and events."""
+def sense_form(catalog: Path, rows: Sequence[SenseSummary], concept: str) -> tuple[str, ...]:
+    """The form's six fields for a new sense of ``concept``: what is known stands where the word is mistaken for.
+
+    The catalog's signatures only tell its own senses apart, so the new one is compiled against all of them together.
+    """
+    senses = [row for row in rows if row.concept == concept]
+    try:
+        contexts = sense_contexts(catalog, concept)
+    except SensecheckError:  # the sentences are only a help
+        contexts = {}
+    known = [text for found in contexts.values() for text, _, _ in found[:_KNOWN]]
+    forms = ", ".join(senses[0].forms) if senses else concept
+    return forms, "", "\n".join(row.gloss for row in senses), "", "\n".join(known), ""
+
+
+def _own_words(words: OwnWords) -> list[Any]:
+    """Form, buttons and events; returns the form's six fields."""
     with gr.Row():
         word = gr.Textbox(label="Word or phrase", placeholder="churn, churned", elem_id="sc-term", max_length=400,
                           info="Further forms behind commas.")  # fmt: skip
@@ -123,6 +146,7 @@ def _own_words(words: OwnWords) -> None:
     remove.click(words.removed, word, [own, result], **quiet)
     export.click(words.exported, None, [text, result], **quiet).success(None, text, None, js=_DOWNLOAD)
     gr.on(None, words.listed, None, own, **quiet)  # None: when the page is loaded
+    return form
 
 
 def _rows(catalog: Path) -> tuple[list[SenseSummary], str]:

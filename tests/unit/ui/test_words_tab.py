@@ -23,7 +23,7 @@ from ui.words import tab
 from ui.words.overlay import Overlay
 from ui.words.own_words import MAX_TRIED, OwnWords, term_from
 from ui.words.render import DATATYPES, HEADERS, UNTRIED, concept_html, frame_value, marked, own_terms_html
-from ui.words.tab import WordsTab, concept_detail, words_tab
+from ui.words.tab import WordsTab, concept_detail, sense_form, words_tab
 
 CATALOG = artefacts_for("smollm2-135m-instruct") / CATALOG_FILE
 EVIL = '<img src=x onerror="alert(1)">'
@@ -345,6 +345,17 @@ def test_gradio_gives_the_handlers_their_request_first(words: OwnWords, name: st
     inputs, *_ = special_args(getattr(words, name), ["churn"], request=here)
     assert inputs == [here, "churn"]
     assert next(iter(inspect.signature(getattr(words, name)).parameters)) == "request"
+
+
+def test_a_new_sense_is_told_from_the_known_ones() -> None:
+    rows = sense_rows(CATALOG)
+    word, meaning, otherwise, examples, counterexamples, _ = sense_form(CATALOG, rows, "bank")
+    assert "bank" in word.split(", ")
+    assert (meaning, examples) == ("", "")
+    assert otherwise.splitlines() == [row.gloss for row in rows if row.concept == "bank"]
+    assert len(counterexamples.splitlines()) >= 8
+    term = term_from(word, "a row of switches", otherwise, "Turn off the bank in the hall.", counterexamples, "")
+    assert term.term == word.split(", ")[0]
 
 
 def test_styles_are_prefixed_and_take_their_colours_from_variables() -> None:
