@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from sae_runtime.catalog.packs import PLACEHOLDER, ConceptPack, LabelledContext, SensePack
+from sae_runtime.catalog.packs import PLACEHOLDER, ConceptPack, LabelledContext
 from sae_runtime.catalog.store import catalog_engine, seal_catalog
 from sae_runtime.catalog.tables import ConceptRow, NoteRow, SenseRow
 from sae_runtime.detector.notes import MAX_NOTE, render_note
-from sae_runtime.evaluation.answers import Answers, Question
+from sae_runtime.evaluation.answers import Answers
 from sae_runtime.evaluation.meaning import Meaning
 from sae_runtime.evaluation.scoring import Scored, interval
 
@@ -70,25 +71,19 @@ def try_notes(packs: Mapping[str, Sequence[ConceptPack]], answers: Answers) -> l
     Raises:
         ServerError: the model cannot be asked.
     """
-    senses = [(pack, name, sense) for group in packs.values() for pack in group for name, sense in pack.senses.items()]
-    asked: list[Question] = []
-    for pack, name, sense in senses:
-        for context in _sentences(sense):
-            meaning = _meaning(pack, name, context.mention)
-            rendered = [render_note(text, context.mention) for text in wordings(pack, name).values()]
-            asked += [meaning.question(context.text, note) for note in ["", *rendered]]
-    blanks = dict.fromkeys(_meaning(pack, name, c.mention).blank for pack, name, s in senses for c in _sentences(s))
-    calibration = dict(zip(blanks, answers.ask(list(blanks), "calibration"), strict=True))
-    replies = iter(answers.ask(asked, "notes"))
-    trials = []
-    for pack, name, sense in senses:
-        names = list(wordings(pack, name))
-        table: list[list[Scored]] = []
-        for context in _sentences(sense):
-            meaning = _meaning(pack, name, context.mention)
-            table.append([meaning.score(next(replies), calibration[meaning.blank]) for _ in ["", *names]])
-        trials.append(_judged(pack, name, names, table))
-    return trials
+    senses = [(pack, name) for group in packs.values() for pack in group for name in pack.senses]
+    chosen = [pack.senses[name].labelled(held_out=False)[:CHOOSING] for pack, name in senses]
+    unseen = [pack.senses[name].labelled(held_out=True) for pack, name in senses]
+    trial = _Trial(answers, senses, [*chosen, *unseen])
+    names = [list(wordings(pack, name)) for pack, name in senses]
+    competing = trial.scored(chosen, names, "notes: wordings")
+    orders = [_order(table) for table in competing]
+    winners = [[own[order[0]]] for own, order in zip(names, orders, strict=True)]
+    judged = trial.scored(unseen, winners, "notes: effects")
+    return [
+        _judged(pack, name, winner[0], _margin(table, order), effect)
+        for (pack, name), winner, table, order, effect in zip(senses, winners, competing, orders, judged, strict=True)
+    ]
 
 
 def store(trials: Sequence[NoteTrial], catalog: Path) -> None:
@@ -139,33 +134,81 @@ def figures(trials: Sequence[NoteTrial]) -> dict[str, Any]:
     }
 
 
-def _judged(pack: ConceptPack, name: str, names: list[str], table: list[list[Scored]]) -> NoteTrial:
-    """``table``: per sentence, the fit ones first, the answer without a note and with each wording."""
-    likelihood = np.array([[answer.loglik or 0.0 for answer in row] for row in table])
+class _Trial:
+    """Asks what words mean, with notes and without.
+
+    Args:
+        answers: the served model.
+        senses: packs with the names of their senses.
+        sentences: all that will be asked about.
+    """
+
+    def __init__(
+        self, answers: Answers, senses: list[tuple[ConceptPack, str]], sentences: list[list[LabelledContext]]
+    ) -> None:
+        self._answers = answers
+        self._senses = senses
+        places = zip([*senses, *senses], sentences, strict=True)
+        blanks = {_meaning(pack, name, c.mention).blank: None for (pack, name), own in places for c in own}
+        self._calibration = dict(zip(blanks, answers.ask(list(blanks), "calibration"), strict=True))
+
+    def scored(
+        self, sentences: list[list[LabelledContext]], names: list[list[str]], title: str
+    ) -> list[list[list[Scored]]]:
+        """Per sense and sentence: the answer without a note, then with the wording of each of the sense's ``names``."""
+        asked = [
+            meaning.question(context.text, note)
+            for (pack, sense), own, some in zip(self._senses, sentences, names, strict=True)
+            for context in own
+            for meaning in [_meaning(pack, sense, context.mention)]
+            for note in ["", *(render_note(wordings(pack, sense)[name], context.mention) for name in some)]
+        ]
+        replies = iter(self._answers.ask(asked, title))
+        return [
+            [
+                [meaning.score(next(replies), self._calibration[meaning.blank]) for _ in ["", *some]]
+                for context in own
+                for meaning in [_meaning(pack, sense, context.mention)]
+            ]
+            for (pack, sense), own, some in zip(self._senses, sentences, names, strict=True)
+        ]
+
+
+def _likelihoods(table: list[list[Scored]]) -> NDArray[np.float64]:
+    return np.array([[answer.loglik or 0.0 for answer in row] for row in table])
+
+
+def _order(table: list[list[Scored]]) -> list[int]:
+    """Numbers of the wordings, the one with the largest mean gain in likelihood first."""
+    return [int(i) for i in np.argsort(-_likelihoods(table)[:, 1:].mean(0), kind="stable")]
+
+
+def _margin(table: list[list[Scored]], order: list[int]) -> float:
+    """Lead of the best wording over the next one, nats."""
+    means = _likelihoods(table)[:, 1:].mean(0)
+    return float(means[order[0]] - means[order[1]]) if len(order) > 1 else 0.0
+
+
+def _judged(pack: ConceptPack, name: str, wording: str, margin: float, table: list[list[Scored]]) -> NoteTrial:
+    """``table``: per unseen sentence the answer without a note and with the winning wording."""
+    likelihood = _likelihoods(table)
     right = np.array([[float(answer.right) for answer in row] for row in table])
-    choosing = likelihood[:CHOOSING, 1:].mean(0) - likelihood[:CHOOSING, 0].mean()
-    order = np.argsort(-choosing, kind="stable")
-    best = int(order[0])
-    gains = likelihood[CHOOSING:, best + 1] - likelihood[CHOOSING:, 0]
+    gains = likelihood[:, 1] - likelihood[:, 0]
+    better = right[:, 1] - right[:, 0]
     low, high = interval(gains, np.arange(len(gains)))
-    better = right[CHOOSING:, best + 1] - right[CHOOSING:, 0]
     return NoteTrial(
         concept=pack.concept,
         sense=name,
-        wording=names[best],
-        text=wordings(pack, name)[names[best]],
+        wording=wording,
+        text=wordings(pack, name)[wording],
         trials=len(gains),
         lift=round(float(gains.mean()), 4),
         lift_low=low,
         lift_high=high,
         accuracy_lift=round(float(better.mean()), 4),
         harm=round(float((better < 0).mean()), 4),
-        margin=round(float(choosing[best] - choosing[order[1]]), 4) if len(names) > 1 else 0.0,
+        margin=round(margin, 4),
     )
-
-
-def _sentences(sense: SensePack) -> list[LabelledContext]:
-    return [*sense.labelled(held_out=False)[:CHOOSING], *sense.labelled(held_out=True)]
 
 
 def _meaning(pack: ConceptPack, sense: str, mention: str) -> Meaning:
