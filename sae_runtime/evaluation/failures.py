@@ -135,12 +135,13 @@ def failure_concepts(
 
 
 def failure_results(
-    items: Sequence[Item], read: Captured, answers: Answers, labels: Mapping[int, str]
+    items: Sequence[Item], max_tokens: int, read: Captured, answers: Answers, labels: Mapping[int, str]
 ) -> dict[str, Any]:
     """Ask ``items`` plainly and say what ``failures.json`` holds.
 
     Args:
         items: calibration problems.
+        max_tokens: length limit of an answer.
         read: their activations.
         answers: the served model.
         labels: of catalogued features, by index.
@@ -148,7 +149,7 @@ def failure_results(
     Raises:
         ServerError: the model cannot be asked.
     """
-    asked = [Question.of(item.prompt, gold=item.gold) for item in items]
+    asked = [Question.of(item.prompt, max_tokens=max_tokens) for item in items]
     kinds = [
         mistake(item, answer["text"]) for item, answer in zip(items, answers.ask(asked, "calibration"), strict=True)
     ]

@@ -179,6 +179,30 @@ def failures(results: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def mistakes(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Per kind of mistake with enough cases: features found on one half, and those that hold on the other."""
+    return [
+        {
+            "task": results["task"],
+            "model": results["model"],
+            "problems": results["problems"],
+            "wrong": results["wrong"],
+            "kind": concept["kind"],
+            "cases": concept["cases"],
+            "features_found": concept["found"],
+            "features_confirmed": concept["confirmed"],
+            "strongest": ", ".join(str(feature["index"]) for feature in concept["features"][:3]) or None,
+        }
+        for concept in results["concepts"]
+    ]
+
+
+def foreseen(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Per readout: how well it tells, of problems that it has not seen, that the plain answer is wrong."""
+    own = {"task": results["task"], "model": results["model"]}
+    return [{**own, "readout": kind, **row} for kind, row in results["foreseen"].items()]
+
+
 def _failures(results: dict[str, Any], among: str, own: NDArray[np.bool_]) -> list[dict[str, Any]]:
     flagged = np.array([value is not None for value in results["flag"]])[own]
     concepts = np.array(results["concept"])[own]

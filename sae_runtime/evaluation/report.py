@@ -9,7 +9,8 @@ from typing import Any
 
 from sae_runtime.build.stages import write_text
 from sae_runtime.errors import InputError
-from sae_runtime.evaluation.figures import answers, comparisons, failures, flags, readings
+from sae_runtime.evaluation.failures import FAILURES
+from sae_runtime.evaluation.figures import answers, comparisons, failures, flags, foreseen, mistakes, readings
 from sae_runtime.evaluation.flags import FLAGS
 from sae_runtime.evaluation.run import RESULTS
 from sae_runtime.pages import templates
@@ -23,6 +24,8 @@ _TITLES = {
     "answers": "What notes do to answers",
     "comparisons": "Flagged against the other arms, item by item",
     "wordings": "Wordings of notes, tried on the dev part with the right label",
+    "mistakes": "Kinds of mistake on problems that chose nothing else, and the features that go with them",
+    "foreseen": "Can a wrong answer be foreseen from what was read?",
     "thresholds": "From which probability a reading is flagged (chosen on the dev part; 1.01: never)",
 }
 
@@ -33,7 +36,7 @@ def load_results(folder: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: there are none, or one is damaged.
     """
-    paths = sorted([*folder.rglob(RESULTS), *folder.rglob(FLAGS)])
+    paths = sorted([path for name in (RESULTS, FLAGS, FAILURES) for path in folder.rglob(name)])
     if not paths:
         raise InputError(f"There are no results below {folder}.", "Make some with `sensecheck eval run`.")
     found = []
@@ -48,7 +51,8 @@ def load_results(folder: Path) -> list[dict[str, Any]]:
 def summary(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """The report's tables, by name."""
     planted = [result for result in results if "set" in result]
-    results = [result for result in results if "set" not in result]
+    mistaken = [result for result in results if "foreseen" in result]
+    results = [result for result in results if "set" not in result and "foreseen" not in result]
     asked = [result for result in results if "arms" in result]
     about = [{"task": result["task"], "model": result["model"]} for result in asked]
     return {
@@ -62,6 +66,8 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]
             for own, result in zip(about, asked, strict=True)
             for name, row in result["wordings"].items()
         ],
+        "mistakes": [row for result in mistaken for row in mistakes(result)],
+        "foreseen": [row for result in mistaken for row in foreseen(result)],
         "thresholds": [{**own, **result["thresholds"]} for own, result in zip(about, asked, strict=True)],
     }
 

@@ -89,10 +89,12 @@ def run_failures(
     task = task_named(name, {"fit": problems, "dev": 0, "test": 0})
     if not isinstance(task, Maths):
         raise InputError(f"'{name}' has no word problems.", "Choose svamp, mawps, asdiv or gsm8k.")
-    items = task.load(data)
+    items = [item for item in task.load(data) if not item.part_of]
     opened, folder, read = _read(items, model, out, sae, artefacts)
     with _answers(model, out, url, artefacts) as answers:
-        found = failure_results(items, read, answers, {i: f.label for i, f in opened.view.features.items()})
+        found = failure_results(
+            items, task.max_tokens, read, answers, {i: f.label for i, f in opened.view.features.items()}
+        )
     about = {"task": name, "model": opened.view.model_name, "dictionary": fingerprint_sae(folder)}
     _saved({**about, **found}, out, out / f"failures-{name}-{opened.view.model_name}" / FAILURES)
 

@@ -138,6 +138,19 @@ def test_the_report_holds_every_table_and_escapes_what_it_shows(tmp_path: Path) 
     assert page.count("<svg") == 1
 
 
+def test_kinds_of_mistake_and_foresight_are_reported() -> None:
+    feature = {"index": 7, "fires_with": 0.5, "fires_without": 0.1, "p_found": 1e-5, "p_confirmed": 0.01}
+    concept = {"kind": "reversed", "note": "n", "cases": 20, "found": 3, "confirmed": 1, "features": [feature]}
+    row = {"auc": 0.7, "problems": 50, "wrong_in_lowest_quarter": 0.3, "wrong_in_highest_quarter": 0.8}
+    found = summary(
+        [{"task": "svamp", "model": "m", "problems": 100, "wrong": 60, "concepts": [concept], "foreseen": {"sae": row}}]
+    )
+    assert found["mistakes"][0]["strongest"] == "7"
+    assert found["foreseen"] == [{"task": "svamp", "model": "m", "readout": "sae", **row}]
+    assert found["readings"] == []
+    assert "reversed" in markdown(found)
+
+
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no results below"):
         load_results(tmp_path)
