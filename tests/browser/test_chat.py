@@ -31,8 +31,8 @@ def test_a_flagged_prompt_shows_reading_note_and_both_answers(chat: Chat, flagge
     noted, plain = chat.answered("#sc-chat"), chat.answered("#sc-twin")
     assert re.search(r"\w{2,}", noted)
     assert re.search(r"\w{2,}", plain)
-    expect(chat.page.locator("#sc-figures")).to_contain_text("1 of 1")
-    added = re.search(r"tokens added by notes\s*(\d+)", chat.page.locator("#sc-figures").inner_text())
+    expect(chat.page.locator("#sc-totals")).to_contain_text("1 of 1")
+    added = re.search(r"tokens added by notes\s*(\d+)", chat.page.locator("#sc-totals").inner_text())
     assert added
     assert 5 < int(added[1]) < 80
     assert chat.outside == []

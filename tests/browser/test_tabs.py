@@ -46,7 +46,7 @@ def test_features_are_found_by_number_and_by_word(chat: Chat, inspector: Inspect
 def test_a_words_senses_and_sentences_are_shown(chat: Chat) -> None:
     chat.open("Words")
     chat.page.locator("#sc-concepts .search-input").fill("bank")
-    chat.page.locator("#sc-concepts td:visible", has_text=re.compile("^bank")).first.click()
+    chat.page.locator("#sc-concepts [role='gridcell'][data-col='0']", has_text="bank").first.click()
     expect(chat.page.locator("#sc-concept")).to_contain_text("river")
     expect(chat.page.locator("#sc-concept mark").first).to_be_visible()
     chat.picture("words")

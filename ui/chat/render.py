@@ -64,7 +64,7 @@ def figures_html(conversation: Conversation) -> str:
     done = [exchange for exchange in conversation.exchanges if exchange.annotated]
     readings = [e.annotated.reading for e in done if e.annotated and e.annotated.reading]
     if not done:
-        return '<p class="sc-figures sc-hint">Figures of this conversation appear here.</p>'
+        return '<p class="sc-totals sc-hint">Figures of this conversation appear here.</p>'
     took = readings[-1].timings_ms.get("total", 0) if readings else None
     added = [exchange.tokens_added for exchange in done]
     parts = {
@@ -74,7 +74,7 @@ def figures_html(conversation: Conversation) -> str:
         "tokens added by notes": str(sum(count or 0 for count in added)),
     }
     items = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in parts.items())
-    return f'<dl class="sc-figures" aria-label="Figures of this conversation">{items}</dl>'
+    return f'<dl class="sc-totals" aria-label="Figures of this conversation">{items}</dl>'
 
 
 def _state(reading: Reading) -> str:

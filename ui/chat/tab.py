@@ -199,11 +199,13 @@ def chat_tab(
                 save_data = gr.Button("Save as JSON", size="sm", min_width=90, elem_id="sc-save-json")
                 save_page = gr.Button("Save as page", size="sm", min_width=90, elem_id="sc-save-page")
         with gr.Column(scale=2, min_width=320):
-            gr.HTML('<h2 class="sc-title">How the model read it</h2>')
-            pane = gr.HTML(reading_html(None, lookup), elem_id="sc-reading", js_on_load=PANE_SCRIPT)
-            gr.HTML('<h2 class="sc-title">Added to your message</h2>')
-            notes = gr.HTML(note_html(None), elem_id="sc-note")
-            figures = gr.HTML(figures_html(Conversation()), elem_id="sc-figures")
+            gr.HTML('<h2 class="sc-title">How the model read it</h2>', apply_default_css=False)
+            pane = gr.HTML(
+                reading_html(None, lookup), elem_id="sc-reading", js_on_load=PANE_SCRIPT, apply_default_css=False
+            )
+            gr.HTML('<h2 class="sc-title">Added to your message</h2>', apply_default_css=False)
+            notes = gr.HTML(note_html(None), elem_id="sc-note", apply_default_css=False)
+            figures = gr.HTML(figures_html(Conversation()), elem_id="sc-totals", apply_default_css=False)
     file = gr.Textbox(visible="hidden", label="File")
     outputs = [conversation, noted, plain, pane, notes, figures, prompt]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}

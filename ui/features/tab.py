@@ -101,9 +101,9 @@ def feature_tab(catalog: Path, sae: SAE, labels: Mapping[int, str]) -> FeatureTa
                 max_lines=1,
                 elem_id="sc-feature-search",
             )
-            hits = gr.HTML("", elem_id="sc-feature-hits", js_on_load=_CLICKS)
+            hits = gr.HTML("", elem_id="sc-feature-hits", js_on_load=_CLICKS, apply_default_css=False)
         with gr.Column(scale=3):
-            page = gr.HTML(_HINT, elem_id="sc-feature", js_on_load=_CLICKS)
+            page = gr.HTML(_HINT, elem_id="sc-feature", js_on_load=_CLICKS, apply_default_css=False)
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_name": False}
     search.change(find, search, hits, trigger_mode="always_last", **quiet)
     search.submit(find_and_open, search, [hits, page], **quiet)

@@ -117,7 +117,7 @@ def build_page(
     lookup = Lookup(opened.view, opened.folder)
     labels = {index: feature.label for index, feature in opened.view.features.items()}
     with gr.Blocks(title="Sensecheck", analytics_enabled=False) as page:
-        gr.HTML(_head(backend.model))
+        gr.HTML(_head(backend.model), apply_default_css=False)
         with gr.Tabs() as tabs:
             chat_here = gr.Tab("Chat", id="chat")
             features_here = gr.Tab("Features", id="features")

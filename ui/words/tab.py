@@ -69,7 +69,7 @@ def words_tab(catalog: Path, annotator: SAEAnnotator, overlay_folder: Path) -> W
         show_search="search", column_widths=_WIDTHS, max_height=420, label="Concepts and senses",
         elem_id="sc-concepts", buttons=["fullscreen"],
     )  # fmt: skip
-    detail = gr.HTML(opening, elem_id="sc-concept")
+    detail = gr.HTML(opening, elem_id="sc-concept", apply_default_css=False)
     concept = gr.State("")
     another = gr.Button("Add a sense to this word", size="sm", visible=False, elem_id="sc-add-sense")
 
@@ -135,8 +135,8 @@ def _own_words(words: OwnWords) -> list[Any]:
         edit = gr.Button("Edit a saved word", elem_id="sc-term-edit")
         remove = gr.Button("Remove", elem_id="sc-term-remove")
         export = gr.Button("Export YAML", elem_id="sc-term-export")
-    result = gr.HTML(elem_id="sc-try-result")
-    own = gr.HTML(own_terms_html(None), elem_id="sc-own-terms")
+    result = gr.HTML(elem_id="sc-try-result", apply_default_css=False)
+    own = gr.HTML(own_terms_html(None), elem_id="sc-own-terms", apply_default_css=False)
     text = gr.Textbox(visible="hidden", elem_id="sc-term-yaml")
     form = [word, meaning, otherwise, examples, counter, note]
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
