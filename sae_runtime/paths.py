@@ -1,4 +1,4 @@
-"""Where things live on disk: the user's cache, shipped artefacts, concept packs."""
+"""Where things live: the user's cache, shipped artefacts, concept packs; and which hosts are this machine."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from platformdirs import user_cache_path
 PACKAGE = Path(__file__).parent
 PACKS = PACKAGE / "packs"
 ARTEFACTS = PACKAGE / "artefacts"
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 CATALOG_FILE = "catalog.sqlite"
 SAE_CONFIG_FILE = "cfg.json"

@@ -34,9 +34,11 @@ class Chat:
 
     def __init__(self, context: BrowserContext, url: str) -> None:
         self.outside: list[str] = []
+        self.left_the_machine: list[str] = []
         self.errors: list[str] = []
         self.page: Page = context.new_page()
         self.page.on("request", self._requested)
+        self.page.on("requestfailed", self._refused)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(url)
         expect(self.box).to_be_visible()
@@ -78,6 +80,11 @@ class Chat:
         """Keep a screenshot for people who look at the test run."""
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
+
+    def _refused(self, request: Any) -> None:
+        """A request that the page's own policy stopped never left: ``csp`` is not the network's failure."""
+        if "csp" not in (request.failure or "") and "://127.0.0.1" not in request.url:
+            self.left_the_machine.append(f"{request.url}: {request.failure}")
 
     def _requested(self, request: Any) -> None:
         if request.url.startswith("http") and "://127.0.0.1" not in request.url:

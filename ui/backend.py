@@ -39,6 +39,7 @@ class Backend:
             max_completion_tokens=max_tokens,
             timeout=300,
             stream_usage=True,
+            stream_chunk_timeout=None,  # with many users the first chunk may be late; `timeout` bounds it
         )
 
 

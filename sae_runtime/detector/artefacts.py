@@ -52,9 +52,17 @@ class Artefacts:
             ArtefactError, FingerprintError: it is damaged, or another one.
         """
         sae = load_sae(self.folder, device=device)
+        self.check_sae()
+        return sae
+
+    def check_sae(self) -> None:
+        """Check that the SAE beside the catalog is the one that it was built on, without loading it.
+
+        Raises:
+            ArtefactError, FingerprintError: it is damaged, or another one.
+        """
         if fingerprint_sae(self.folder) != self.view.sae_fingerprint:
             raise FingerprintError(
                 f"The SAE in {self.folder} is not the one that its catalog was built on.",
                 "Restore both files together.",
             )
-        return sae

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left
 from functools import lru_cache
 
 import snowballstemmer
@@ -29,25 +30,40 @@ def stem(word: str) -> str:
     return _stemmer.stemWord(word)
 
 
-def context_stems(text: str, start: int, end: int) -> dict[str, str]:
-    """Stems of all words of ``text`` outside the mention ``text[start:end]``, each with a word that has it."""
-    return {**later_stems(text[:start], 0), **later_stems(text, end)}
+Places = dict[str, list[tuple[int, str]]]
+"""Where stems stand in a text: per stem the places and words that have it, in order."""
 
 
-def later_stems(text: str, end: int) -> dict[str, str]:
-    """Stems of all words of ``text`` from ``end`` on, each with the first word that has it."""
-    words = [match[0].lower() for match in _WORD.finditer(text) if match.start() >= end]
-    return {stem(word): word for word in reversed(words)}
+def stem_places(text: str) -> Places:
+    """All words of ``text`` by their stem. Made once per message, so that many mentions do not each read the whole text."""
+    places: Places = {}
+    for match in _WORD.finditer(text):
+        word = match[0].lower()
+        places.setdefault(stem(word), []).append((match.start(), word))
+    return places
+
+
+def context_stems(text: str, start: int, end: int) -> set[str]:
+    """Stems of all words of ``text`` outside the mention ``text[start:end]``."""
+    later = {key for key, found in stem_places(text).items() if found[-1][0] >= end}
+    return {*stem_places(text[:start]), *later}
 
 
 def intended_senses(
-    concept: Concept, text: str, end: int, domain: str | None = None, picked: str | None = None
+    concept: Concept, places: Places, end: int, domain: str | None = None, picked: str | None = None
 ) -> tuple[dict[str, float], dict[str, list[str]]]:
-    """Probability of each sense by the text after the mention and the deployer's ``domain``.
+    """Probability of each sense by the words after the mention and the deployer's ``domain``.
 
     A sense's score is the sum of its cue weights over the distinct stems after the mention, plus :data:`DOMAIN_LOGIT` when
     the domain is one of its own, or when the deployer's glossary declares the sense; softmax over the senses. Without any
     evidence all senses are equally likely. A sense that the user ``picked`` is certain, whatever else is said.
+
+    Args:
+        concept: what is mentioned.
+        places: of the message, from :func:`stem_places`.
+        end: where the mention ends.
+        domain: the declared domain.
+        picked: slug of the sense that the user chose.
 
     Returns:
         Probabilities by sense, and the evidence by sense: words in order of weight, domain or glossary first.
@@ -55,11 +71,10 @@ def intended_senses(
     if picked is not None:
         names = [sense.slug for sense in concept.senses]
         return {name: float(name == picked) for name in names}, {name: [PICKED] * (name == picked) for name in names}
-    words = later_stems(text, end)
     scores: list[float] = []
     evidence: dict[str, list[str]] = {}
     for sense in concept.senses:
-        hits = sorted((sense.cues[key], word) for key, word in words.items() if key in sense.cues)
+        hits = sorted((weight, word) for key, weight in sense.cues.items() if (word := _first_after(places, key, end)))
         score = sum(weight for weight, _ in hits)
         reasons = [word for weight, word in reversed(hits) if weight > 0]
         if domain is not None and domain.lower() in sense.domains:
@@ -71,6 +86,14 @@ def intended_senses(
         scores.append(score)
         evidence[sense.slug] = reasons
     return dict(zip(evidence, softmax(scores), strict=True)), evidence
+
+
+def _first_after(places: Places, key: str, end: int) -> str | None:
+    """The first word with the stem ``key`` from ``end`` on."""
+    found = places.get(key)
+    if not found or found[-1][0] < end:
+        return None
+    return found[bisect_left(found, (end, ""))][1]
 
 
 def softmax(scores: list[float]) -> list[float]:

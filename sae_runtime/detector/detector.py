@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.catalog.view import CatalogView, Concept
-from sae_runtime.detector.context import intended_senses, softmax
+from sae_runtime.detector.context import Places, intended_senses, softmax, stem_places
 from sae_runtime.detector.mentions import Mention, MentionFinder, fold
 from sae_runtime.detector.notes import render_note
 from sae_runtime.detector.results import FeatureActivation, MentionReading, Misread, Reading, TokenReading
@@ -145,8 +145,11 @@ class Detector:
                 "The server renders the conversation differently; check chat template and tools.",
             )
         mentions, misreads = [], []
+        places = {
+            message: stem_places(plan.messages[message]["content"]) for message in {p.message for p in plan.mentions}
+        }
         for placed in plan.mentions:
-            mention, misread = self._judge(placed, plan, features)
+            mention, misread = self._judge(placed, plan, features, places[placed.message])
             mentions.append(mention)
             misreads += [misread] if misread else []
         return Reading(
@@ -170,7 +173,7 @@ class Detector:
         return self._readouts[placed.mention.concept.slug]
 
     def _judge(
-        self, placed: PlacedMention, plan: Plan, features: PromptFeatures | None
+        self, placed: PlacedMention, plan: Plan, features: PromptFeatures | None, places: Places
     ) -> tuple[MentionReading, Misread | None]:
         concept, start, end = placed.mention.concept, placed.mention.start, placed.mention.end
         text = plan.messages[placed.message]["content"]
@@ -179,7 +182,7 @@ class Detector:
         pooled = np.zeros(0) if features is None else features.pooled(placed.tokens, self.width)[readout.latents]
         reading = readout.senses(pooled)
         picked = plan.picks.get(concept.slug)
-        intended, evidence = intended_senses(concept, text, end, plan.domain, picked)
+        intended, evidence = intended_senses(concept, places, end, plan.domain, picked)
         place = {
             "concept": concept.slug,
             "text": text[start:end],

@@ -44,8 +44,10 @@ class MentionFinder:
                 found.append(Mention(concept, start, end))
         found.sort(key=lambda mention: (mention.start - mention.end, mention.start))
         taken: list[Mention] = []
+        covered = bytearray(len(text))  # looked at by character: linear in the prompt, however many mentions it has
         for mention in found:
-            if all(mention.end <= other.start or mention.start >= other.end for other in taken):
+            if covered.find(1, mention.start, mention.end) < 0:
+                covered[mention.start : mention.end] = b"\x01" * (mention.end - mention.start)
                 taken.append(mention)
         return sorted(taken, key=lambda mention: mention.start)
 

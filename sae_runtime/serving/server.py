@@ -196,6 +196,7 @@ class _Reading:
         if options.engine == "none" or not folder.is_dir():
             return cls([], {})
         opened = Artefacts.open(str(model.path), folder=folder, fetch=False)
+        opened.check_sae()  # vLLM's worker loads the file without the catalog
         environment = {"SENSECHECK_SERVE_MODEL": str(model.path), "SENSECHECK_SERVE_ARTEFACTS": str(folder)}
         if options.engine == "transformers":
             return cls([], environment)

@@ -80,6 +80,56 @@ def test_a_dropped_note_is_gone_and_the_answer_is_made_anew(chat: Chat, flagged:
     expect(chat.page.locator("#sc-chat .user")).to_have_count(1)
 
 
+def test_a_choice_while_the_answers_still_come_wins(chat: Chat, flagged: tuple[str, str]) -> None:
+    chat.ask(*flagged)
+    expect(chat.card).to_be_visible(timeout=SLOW)
+    chat.card.get_by_role("button", name="Drop this note").click()
+    expect(chat.page.locator("#sc-note")).to_contain_text("No note was added", timeout=SLOW)
+    dropped = chat.page.locator("#sc-reading").get_by_role("button", name="Undo my choice")
+    expect(dropped).to_be_visible()
+    chat.answered()
+    chat.page.wait_for_timeout(1000)
+    expect(chat.page.locator("#sc-note")).to_contain_text("No note was added")  # the first turn has not come back
+    expect(chat.page.locator("#sc-chat .user")).to_have_count(1)
+    dropped.click()
+    expect(chat.card).to_be_visible(timeout=SLOW)
+    chat.answered()
+
+
+def test_clearing_while_an_answer_comes_leaves_an_empty_page(chat: Chat) -> None:
+    chat.ask("Write a long story about a lighthouse.")
+    expect(chat.page.locator("#sc-chat .bot").last).to_contain_text(re.compile(r"\w{2,}"), timeout=SLOW)
+    chat.page.locator("#sc-clear").click()
+    expect(chat.page.locator("#sc-chat .user")).to_have_count(0)
+    chat.page.wait_for_timeout(1500)
+    expect(chat.page.locator("#sc-chat .user")).to_have_count(0)
+    expect(chat.page.get_by_role("button", name="Send", exact=True)).to_be_visible()
+
+
+def test_an_answer_that_was_not_asked_for_is_not_made_up(chat: Chat, flagged: tuple[str, str]) -> None:
+    chat.page.get_by_label("Show the answer without notes, too").uncheck()
+    chat.ask(*flagged)
+    expect(chat.card).to_be_visible(timeout=SLOW)
+    chat.answered()
+    expect(chat.page.locator("#sc-twin")).to_be_hidden()
+    chat.page.get_by_label("Show the answer without notes, too").check()
+    expect(chat.page.locator("#sc-twin .bot")).to_contain_text("not asked for")
+
+
+def test_an_earlier_message_shows_how_it_was_read(chat: Chat, flagged: tuple[str, str]) -> None:
+    chat.ask(*flagged)
+    expect(chat.card).to_be_visible(timeout=SLOW)
+    chat.answered()
+    chat.ask("Name a colour.")
+    chat.answered()
+    expect(chat.card).to_have_count(0)
+    chat.page.locator("#sc-chat .user [data-testid]").first.press("Enter")
+    expect(chat.card).to_be_visible()
+    chat.card.get_by_role("button", name="Drop this note").click()
+    expect(chat.page.locator("#sc-chat .user")).to_have_count(1, timeout=SLOW)  # what came after it goes
+    chat.answered()
+
+
 def test_another_sense_can_be_picked_and_the_choice_undone(chat: Chat) -> None:
     chat.ask("We sat on the grassy bank of the river and watched the water. What could we do next?")
     word = chat.page.locator(".sc-word", has_text="bank").first
@@ -157,10 +207,11 @@ def test_what_is_typed_while_an_answer_comes_stays(chat: Chat) -> None:
 
 
 def test_markup_in_a_prompt_is_shown_not_run(chat: Chat) -> None:
-    chat.ask('<img src=x onerror="window.hacked=1"> Which bank is nearest?')
+    chat.ask('<img src=x onerror="window.hacked=1"> ![x](http://example.invalid/x.png) Which bank is nearest?')
     expect(chat.page.locator(".sc-tokens")).to_contain_text("onerror", timeout=SLOW)
     chat.answered()
     assert chat.page.evaluate("window.hacked") is None
+    assert chat.left_the_machine == []
 
 
 @pytest.mark.parametrize("name", ["Save as JSON", "Save as page"])

@@ -14,6 +14,7 @@ from sae_runtime.errors import ArtefactError, CatalogError, FingerprintError, In
 from sae_runtime.evaluation.prompts import example_prompts
 from sae_runtime.models import resolve_model
 from sae_runtime.paths import ARTEFACTS, CATALOG_FILE, SAE_WEIGHTS_FILE, artefacts_for
+from sae_runtime.serving import ModelServer, ServerOptions
 
 pytestmark = pytest.mark.model
 
@@ -131,6 +132,8 @@ def test_an_exchanged_sae_is_refused(artefacts, small_model):
     save_file(weights, artefacts / SAE_WEIGHTS_FILE)
     with pytest.raises(FingerprintError):
         Inspector.from_model(small_model, artefacts=artefacts)
+    with pytest.raises(FingerprintError):  # vLLM's worker would load it without looking at the catalog
+        ModelServer.start(small_model, ServerOptions(port=0, artefacts=artefacts))
 
 
 def test_a_truncated_sae_is_refused(artefacts, small_model):

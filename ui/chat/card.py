@@ -48,7 +48,7 @@ def card_html(
 def _heading(mention: MentionReading, misread: Misread | None, choices: Choices) -> str:
     chosen = choices.of(mention.concept)
     if misread is None:
-        verdict = "left alone, as you chose" if chosen == "" else "no note"
+        verdict = "no note"
     elif chosen:
         verdict = "noted, as you chose"
     else:
@@ -86,22 +86,23 @@ def _actions(mention: MentionReading, misread: Misread | None, glosses: Mapping[
     )
     buttons = []
     if misread:
-        buttons.append(_button("drop", concept, "Drop this note"))
+        buttons.append(button("drop", concept, "Drop this note"))
         if choices.of(mention.concept) != misread.intended:
-            buttons.append(_button("always", concept, "Always note this here", misread.intended))
+            buttons.append(button("always", concept, "Always note this here", misread.intended))
     if choices.of(mention.concept) is not None:
-        buttons.append(_button("forget", concept, "Undo my choice"))
+        buttons.append(button("forget", concept, "Undo my choice"))
     label = "Use another sense" if misread else "Note a sense yourself"
     chooser = (
         f'<span class="sc-chooser"><label>{label} <select class="sc-select">{options}</select></label> '
-        f"{_button('use', concept, 'Use')}</span>"
+        f"{button('use', concept, 'Use')}</span>"
         if options
         else ""
     )
     return f'<div class="sc-actions">{"".join(buttons)}{chooser}</div>'
 
 
-def _button(action: str, concept: str, text: str, sense: str = "") -> str:
+def button(action: str, concept: str, text: str, sense: str = "") -> str:
+    """A button that makes a choice about ``concept`` (escaped by the caller)."""
     of = f' data-sense="{escape(sense)}"' if sense else ""
     return (
         f'<button type="button" class="sc-button" data-action="{action}" data-concept="{concept}"{of}>{text}</button>'

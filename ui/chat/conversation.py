@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_openai import ChatOpenAI
-from openai import OpenAIError
+from openai import AuthenticationError, BadRequestError, OpenAIError
 
 from middleware import Annotated, SAEAnnotator
 
+STOPPED = "Stopped."
+TOO_LONG = "The conversation no longer fits the model. Start a new one, or edit an earlier message."
+REFUSED = "The model server refuses the key that it was given (VLLM_API_KEY)."
 NO_ANSWER = (
     "The model server does not answer. Your message is kept: try again with the retry button when the server is back."
 )
@@ -76,6 +79,8 @@ class Exchange:
         """By how many tokens the notes made the prompt longer; None when that is not known."""
         if self.annotated is None or self.prompt_tokens is None or self.annotated.reading is None:
             return None
+        if self.annotated.reading.truncated:
+            return None
         read = len(self.annotated.reading.tokens)
         return max(0, self.prompt_tokens - read) if self.annotated.notes and read else 0
 
@@ -118,7 +123,7 @@ class Conversation:
 
 async def run_turn(
     annotator: SAEAnnotator, model: ChatOpenAI, history: Conversation, asked: Exchange, *, compare: bool
-) -> AsyncIterator[Exchange]:
+) -> AsyncGenerator[Exchange]:
     """Yield snapshots of the turn while its prompt is read and answered; both answers are generated at once.
 
     Args:
@@ -133,7 +138,10 @@ async def run_turn(
     reader = annotator.model_copy(
         update={"domain": asked.domain or None, "picks": choices.picks, "without": annotator.without | choices.dropped}
     )
-    annotated = await reader.aannotate([*history.messages(notes=True), HumanMessage(asked.prompt)])
+    prompt = [*history.messages(notes=True), HumanMessage(asked.prompt)]
+    annotated = await reader.aannotate(prompt)
+    if annotated.bypass == "InputError" and choices.picks:  # a sense that was picked is gone, with the word that had it
+        annotated = await reader.model_copy(update={"picks": {}}).aannotate(prompt)
     twin = compare and (bool(annotated.notes) or history.parted)
     exchange = replace(asked, annotated=annotated, plain="" if twin else None)
     yield exchange
@@ -148,7 +156,11 @@ async def run_turn(
                 counted = exchange.prompt_tokens if change.tokens is None else change.tokens
                 exchange = replace(exchange, noted=exchange.noted + change.text, prompt_tokens=counted)
             yield exchange
-    except OpenAIError:
+    except BadRequestError:
+        yield replace(exchange, failed=TOO_LONG)
+    except AuthenticationError:
+        yield replace(exchange, failed=REFUSED)
+    except (OpenAIError, TimeoutError, ValueError):  # LangChain raises the last for a stream that ends without a word
         yield replace(exchange, failed=NO_ANSWER)
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sae_runtime.glossary import Glossary
 from sae_runtime.pages import templates
 from ui.chat.conversation import Choices, Conversation, Exchange
 from ui.chat.lookup import Lookup
@@ -27,12 +28,14 @@ def as_json(conversation: Conversation, model: str) -> str:
     return json.dumps(as_data(conversation, model), ensure_ascii=False, indent=1)
 
 
-def as_page(conversation: Conversation, model: str, lookup: Lookup) -> str:
+def as_page(conversation: Conversation, model: str, lookup: Lookup, glossary: Glossary | None = None) -> str:
     """The conversation as an HTML page that loads nothing and runs nothing; every text in it is escaped."""
     exchanges = [
         {
             **row,
-            "glosses": {m["concept"]: lookup.glosses(m["concept"]) for m in (row["reading"] or {}).get("mentions", ())},
+            "glosses": {
+                m["concept"]: lookup.glosses(m["concept"], glossary) for m in (row["reading"] or {}).get("mentions", ())
+            },
         }
         for row in as_data(conversation, model)["exchanges"]
     ]

@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from sae_runtime.catalog.view import CatalogView, FeatureDetail, feature_detail
+from sae_runtime.errors import SensecheckError
 from sae_runtime.glossary import Glossary
 from sae_runtime.glossary.compile import MEANT, OTHER
 from sae_runtime.paths import CATALOG_FILE
@@ -34,5 +35,8 @@ class Lookup:
         return self._glosses.get(concept, {})
 
     def feature(self, index: int) -> FeatureDetail | None:
-        """The catalogued feature ``index``, or None."""
-        return self._detail(index)
+        """The catalogued feature ``index``; None when there is none, or the catalog cannot be read any more."""
+        try:
+            return self._detail(index)
+        except SensecheckError:
+            return None

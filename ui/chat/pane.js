@@ -21,7 +21,8 @@ element.addEventListener("mouseover", (event) => {
   const token = event.target.closest(".sc-token");
   if (token) tell(token);
   const word = event.target.closest(".sc-word");
-  if (word && word.getAttribute("aria-expanded") !== "true") open(word, true);
+  const used = element.querySelector(".sc-card:not([hidden])")?.contains(document.activeElement);
+  if (word && !used && word.getAttribute("aria-expanded") !== "true") open(word, true);
 });
 
 element.addEventListener("focusin", (event) => {
@@ -33,13 +34,15 @@ element.addEventListener("focusin", (event) => {
 
 element.addEventListener("keydown", (event) => {
   const all = words();
-  const at = all.indexOf(event.target);
+  const at = all.indexOf(event.target.closest(".sc-word") ?? event.target);
   const steps = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: all.length - 1 };
   if (at >= 0 && event.key in steps) {
     event.preventDefault();
     all[Math.max(0, Math.min(all.length - 1, steps[event.key]))].focus();
   } else if (event.key === "Escape") {
+    const word = element.querySelector('.sc-word[aria-expanded="true"]');
     open(null, false);
+    if (word && event.target.closest(".sc-card")) word.focus({ focusVisible: false });
   }
 });
 
@@ -53,6 +56,7 @@ element.addEventListener("click", (event) => {
   } else if (button.dataset.action) {
     const select = button.closest(".sc-chooser")?.querySelector("select");
     trigger("choose", {
+      turn: Number(button.closest("[data-turn]").dataset.turn),
       action: button.dataset.action,
       concept: button.dataset.concept,
       sense: select ? select.value : button.dataset.sense || "",
@@ -60,10 +64,20 @@ element.addEventListener("click", (event) => {
   }
 });
 
-// Of all words only one is in the tab order when nothing is flagged; the arrow keys reach the others.
+// Words with several senses are buttons in the tab order; the arrow keys reach all others. Without buttons the first word is.
 function enter() {
   const first = element.querySelector(".sc-tokens .sc-token");
   if (first && !element.querySelector(".sc-word")) first.tabIndex = 0;
 }
-watch("value", enter);
+
+// A choice replaces the pane: whoever had the keyboard in it finds it there again.
+let inside = false;
+document.addEventListener("focusin", (event) => { inside = element.contains(event.target); });
+watch("value", () => {
+  enter();
+  if (inside && !element.contains(document.activeElement)) {
+    const word = element.querySelector('.sc-word[aria-expanded="true"], .sc-word, .sc-token, button');
+    if (word) word.focus();
+  }
+});
 enter();

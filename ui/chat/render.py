@@ -9,7 +9,7 @@ from itertools import groupby
 from middleware import Annotated, Misread, Reading
 from sae_runtime.detector.results import TokenReading
 from sae_runtime.glossary import Glossary
-from ui.chat.card import card_html, misread_at
+from ui.chat.card import button, card_html, misread_at
 from ui.chat.conversation import Choices, Conversation, Exchange
 from ui.chat.lookup import Lookup
 
@@ -22,33 +22,44 @@ _TIP = "Point at a word, or move through them with the arrow keys, to see what t
 
 
 def reading_html(
-    exchange: Exchange | None, lookup: Lookup, general: Choices = _NONE, glossary: Glossary | None = None
+    exchange: Exchange | None,
+    lookup: Lookup,
+    turn: int = 0,
+    general: Choices = _NONE,
+    glossary: Glossary | None = None,
 ) -> str:
     """The reading pane of one turn: state line, tokens, and one card per mention.
 
     Args:
         exchange: the turn; None for an empty conversation.
         lookup: meanings and features.
+        turn: its number, which choices on its cards name.
         general: choices that hold for the whole conversation.
         glossary: the user's own terms.
     """
     if exchange is None:
         return _EMPTY
     if exchange.annotated is None:
-        return '<p class="sc-state sc-busy" role="status">Reading your words …</p>'
+        said = "Stopped before it was read." if exchange.failed else "Reading your words …"
+        return f'<p class="sc-state sc-busy" role="status">{said}</p>'
+    choices = exchange.choices.over(general)
     reading = exchange.annotated.reading
     if reading is None:
         why = escape(exchange.annotated.bypass or "")
-        return f'<p class="sc-state sc-bypass" role="status"><b>Not read this time</b> ({why}). The answer is unaffected.</p>'
-    choices = exchange.choices.over(general)
+        body = f'<p class="sc-state sc-bypass" role="status"><b>Not read this time</b> ({why}). The answer is unaffected.</p>'
+    else:
+        body = _read(reading, lookup, choices, glossary)
+    return f'<div data-turn="{turn}">{body}{_dropped(choices)}</div>'
+
+
+def _read(reading: Reading, lookup: Lookup, choices: Choices, glossary: Glossary | None) -> str:
     misreads = [misread_at(mention, reading) for mention in reading.mentions]
     opened = next((number for number, misread in enumerate(misreads) if misread), None)
     cards = "".join(
         card_html(number, mention, misread, lookup, choices, glossary, shown=number == opened)
         for number, (mention, misread) in enumerate(zip(reading.mentions, misreads, strict=True))
     )
-    tip = f'<p class="sc-tip" aria-live="polite">{_TIP}</p>'
-    return f"{_state(reading)}{_tokens(reading, misreads, opened)}{tip}{cards}"
+    return f'{_state(reading)}{_tokens(reading, misreads, opened)}<p class="sc-tip" id="sc-tip">{_TIP}</p>{cards}'
 
 
 def note_html(annotated: Annotated | None) -> str:
@@ -97,7 +108,7 @@ def _tokens(reading: Reading, misreads: Sequence[Misread | None], opened: int | 
     peak = max((f.activation for t in tokens for f in t.features), default=1.0) or 1.0
     parts = []
     for number, group in groupby(tokens, lambda token: _mention_of(token, reading)):
-        spans = "".join(_token(token, peak) for token in group)
+        spans = "".join(_token(token, peak, alone=number is None) for token in group)
         if number is None:
             parts.append(spans)
         else:
@@ -105,9 +116,18 @@ def _tokens(reading: Reading, misreads: Sequence[Misread | None], opened: int | 
             spoken = '<span class="sc-spoken"> (noted)</span>' if misreads[number] else ""
             parts.append(
                 f'<button type="button" class="sc-word{flagged}" aria-expanded="{str(number == opened).lower()}" '
-                f'aria-controls="sc-card-{number}">{spans}{spoken}</button>'
+                f'aria-controls="sc-card-{number}" aria-describedby="sc-tip">{spans}{spoken}</button>'
             )
     return f'<div class="sc-tokens" role="group" aria-label="Your message as the model read it">{"".join(parts)}</div>'
+
+
+def _dropped(choices: Choices) -> str:
+    """Concepts that are left alone; they are not even looked for, so they have no card."""
+    return "".join(
+        f'<p class="sc-actions">“{escape(concept)}” is left alone, as you chose. '
+        f"{button('forget', escape(concept), 'Undo my choice')}</p>"
+        for concept in sorted(choices.dropped)
+    )
 
 
 def _mention_of(token: TokenReading, reading: Reading) -> int | None:
@@ -118,12 +138,14 @@ def _mention_of(token: TokenReading, reading: Reading) -> int | None:
     return None
 
 
-def _token(token: TokenReading, peak: float) -> str:
+def _token(token: TokenReading, peak: float, *, alone: bool) -> str:
+    """``alone``: not part of a button, so the arrow keys reach it by itself."""
     strength = max((f.activation for f in token.features), default=0.0) / peak
     tip = (
         " · ".join(f"{f.label} ({f.activation:.1f})" for f in token.features[:3]) or "no catalogued feature fires here"
     )
+    focus = ' tabindex="-1" aria-describedby="sc-tip"' if alone else ""
     return (
-        f'<span class="sc-token" tabindex="-1" style="--sc-strength:{strength:.2f}" data-tip="{escape(tip)}">'
+        f'<span class="sc-token"{focus} style="--sc-strength:{strength:.2f}" data-tip="{escape(tip)}">'
         f"{escape(token.text)}</span>"
     )

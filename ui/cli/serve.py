@@ -8,13 +8,23 @@ from types import FrameType
 
 from sae_runtime.detector.artefacts import Artefacts
 from sae_runtime.errors import InputError, ServerError
+from sae_runtime.paths import LOOPBACK
 from sae_runtime.progress import console
 from sae_runtime.serving import ServerOptions, reads_prompts
 from ui.backend import open_backend, start_with_progress
 
 
 def run_serve(model: str, options: ServerOptions) -> None:
-    """Serve until interrupted; an unexpected end of the server is an error."""
+    """Serve until interrupted; an unexpected end of the server is an error.
+
+    Raises:
+        InputError: the model would be open to the network.
+    """
+    if options.host not in LOOPBACK and not options.api_key:
+        raise InputError(
+            f"The model would be open to everyone who reaches {options.host}.",
+            "Give --api-key (or VLLM_API_KEY), or stay on loopback.",
+        )
     _interrupt_on_terminate()
     with start_with_progress(model, options) as server:
         console.print(f"OpenAI API on {server.url}/v1. Ctrl-C stops it.")

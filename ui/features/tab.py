@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
+
 from sae_runtime.catalog.search import FeatureHit, nearest_features, search_features
 from sae_runtime.catalog.view import FeatureDetail, feature_detail
+from sae_runtime.errors import SensecheckError
 from sae_runtime.sae import SAE
-
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported
-
-import gradio as gr
 
 _HINT = '<p class="sc-hint">Search for a word, a concept or an index, then choose a feature.</p>'
 _NOT_MEASURED = '<span class="sc-hint">not measured</span>'
@@ -79,11 +77,18 @@ def feature_tab(catalog: Path, sae: SAE, labels: Mapping[int, str]) -> FeatureTa
         near = nearest_features(sae, index) if index in sae.latents else []
         return feature_html(detail, [(other, labels.get(other, "not catalogued"), cosine) for other, cosine in near])
 
+    def found_by(query: str) -> list[FeatureHit]:
+        try:
+            return search_features(catalog, query)
+        except SensecheckError as error:
+            gr.Warning(str(error))
+            return []
+
     def find(query: str) -> str:
-        return hits_html(search_features(catalog, query)) if query.strip() else ""
+        return hits_html(found_by(query)) if query.strip() else ""
 
     def find_and_open(query: str) -> tuple[str, Any]:
-        found = search_features(catalog, query)
+        found = found_by(query)
         return hits_html(found) if query.strip() else "", show(found[0].index) if found else gr.skip()
 
     def pick(event: gr.EventData) -> str:
@@ -104,7 +109,7 @@ def feature_tab(catalog: Path, sae: SAE, labels: Mapping[int, str]) -> FeatureTa
             hits = gr.HTML("", elem_id="sc-feature-hits", js_on_load=_CLICKS, apply_default_css=False)
         with gr.Column(scale=3):
             page = gr.HTML(_HINT, elem_id="sc-feature", js_on_load=_CLICKS, apply_default_css=False)
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_name": False}
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     search.change(find, search, hits, trigger_mode="always_last", **quiet)
     search.submit(find_and_open, search, [hits, page], **quiet)
     for clicked in (hits, page):

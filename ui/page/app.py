@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported
-
 import gradio as gr
+from starlette.middleware import Middleware
 
 from middleware import SAEAnnotator, ServerSource
 from sae_runtime.detector.artefacts import Artefacts
 from sae_runtime.errors import InputError, ServerError
-from sae_runtime.paths import cache_dir
+from sae_runtime.paths import LOOPBACK, cache_dir
 from ui.backend import Backend
 from ui.chat.lookup import Lookup
-from ui.chat.tab import MAX_TOKENS, chat_tab
+from ui.chat.tab import MAX_TOKENS, TURNS_AT_ONCE, chat_tab
 from ui.features.tab import feature_tab
+from ui.page.headers import KeepToItself
 from ui.page.theme import PAGE_SCRIPT, STYLES, theme
 from ui.words.tab import words_tab
 
 _READING_SECONDS = 20.0
-_USERS_AT_ONCE = 8
-_QUEUE = 64
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_QUEUE = 64  # requests that wait
+_SESSIONS = 500  # conversations that are kept in memory at most
 Accounts = list[tuple[str, str]]
 
 
@@ -52,10 +50,11 @@ class Door:
         Raises:
             InputError: it would be.
         """
-        if self.host not in _LOOPBACK and not self.accounts:
+        if self.host not in LOOPBACK and not self.accounts:
             raise InputError(
                 f"The chat would be open to everyone who reaches {self.host}.",
-                "Give --auth FILE (lines of user:password), or stay on loopback behind a reverse proxy.",
+                "Give --auth FILE (lines of user:password), or stay on loopback behind a reverse proxy "
+                "(with --auth, too, if own words must not be shared).",
             )
 
 
@@ -89,6 +88,8 @@ def start_page(page: gr.Blocks, door: Door, *, block: bool) -> str:
             quiet=not block,
             theme=theme(),
             css_paths=STYLES,
+            app_kwargs={"middleware": [Middleware(KeepToItself)]},
+            state_session_capacity=_SESSIONS,
             js=PAGE_SCRIPT,
         )
     except OSError as error:
@@ -129,10 +130,12 @@ def build_page(
                 chat = chat_tab(annotator, backend, lookup, words.glossary, max_tokens=max_tokens)
 
         def open_feature(event: gr.EventData) -> tuple[Any, ...]:
-            return gr.Tabs(selected="features"), features.show(int(event.index))
+            sent = event._data if isinstance(event._data, dict) else {}
+            index = sent.get("index")
+            return gr.Tabs(selected="features"), features.show(index if type(index) is int else -1)
 
         chat.pane.feature(open_feature, None, [tabs, features.page], show_progress="hidden", api_visibility="private")
-    page.queue(max_size=_QUEUE, default_concurrency_limit=_USERS_AT_ONCE)
+    page.queue(max_size=_QUEUE, default_concurrency_limit=TURNS_AT_ONCE)
     return page
 
 

@@ -7,10 +7,8 @@ from pathlib import Path
 import gradio as gr
 
 _FOLDER = Path(__file__).parent
-STYLES = [
-    _FOLDER / "style.css",
-    *sorted(_FOLDER.parent.glob("[!p]*/*.css")),
-]  # the page's own first: it defines the colours
+_OWN = _FOLDER / "style.css"
+STYLES = [_OWN, *sorted(path for path in _FOLDER.parent.glob("*/*.css") if path != _OWN)]  # the first has the colours
 PAGE_SCRIPT = (_FOLDER / "page.js").read_text("utf-8")
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 from pydantic import ValidationError
 
 from middleware import SAEAnnotator
@@ -16,10 +16,6 @@ from sae_runtime.errors import EngineError, InputError, SensecheckError
 from sae_runtime.glossary import Glossary, Term
 from ui.words.overlay import Overlay
 from ui.words.render import hint_html, own_terms_html, problem_html, trial_html
-
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported
-
-import gradio as gr
 
 MAX_TRIED = 20  # sentences at once
 MAX_CHARACTERS = 1000  # of a tried sentence

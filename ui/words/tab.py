@@ -1,49 +1,36 @@
-"""The catalog tab of the chat page: what can be read and how well, and one's own words beside it.
+"""The tab of words: the catalog's concepts and senses, how well they are read, and one's own words beside them.
 
 Own words are kept in an :class:`~ui.words.overlay.Overlay` for each user, never in the shipped catalog.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
+
 from middleware import SAEAnnotator
 from sae_runtime.catalog.browse import SenseSummary, sense_contexts, sense_rows
 from sae_runtime.errors import SensecheckError
 from sae_runtime.glossary import Glossary
+from ui.download import download_script
 from ui.words.overlay import Overlay
 from ui.words.own_words import LABELS, OwnWords
 from ui.words.render import DATATYPES, concept_html, frame_value, hint_html, own_terms_html, problem_html
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported
-
-import gradio as gr
-
 _KNOWN = 4  # sentences of each known sense that a new one is told from
 _WIDTHS = ["120px", "130px", "260px", "100px", "210px", "90px", "90px", "320px"]
-# The text never touches the server's disk: the browser makes the file.
-_DOWNLOAD = """(text) => {
-    if (text) {
-        const link = document.createElement("a");
-        link.href = URL.createObjectURL(new Blob([text], {type: "application/yaml"}));
-        link.download = "glossary.yaml";
-        link.click();
-        setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-    }
-    return [];
-}"""
 
 
 @dataclass(frozen=True)
 class WordsTab:
-    """What the chat needs of the tab: its table, its detail pane, and where own words are kept."""
+    """The tab's table, its detail pane, and where own words are kept."""
 
-    frame: Any
-    detail: Any
+    frame: gr.Dataframe
+    detail: gr.HTML
     overlay_folder: Path
 
     def glossary(self, user: str | None) -> Glossary | None:
@@ -144,7 +131,9 @@ def _own_words(words: OwnWords) -> list[Any]:
     save.click(words.saved, form, [own, result], **quiet)
     edit.click(words.opened, word, [*form, result], **quiet)
     remove.click(words.removed, word, [own, result], **quiet)
-    export.click(words.exported, None, [text, result], **quiet).success(None, text, None, js=_DOWNLOAD)
+    export.click(words.exported, None, [text, result], **quiet).success(
+        None, text, None, js=download_script("glossary.yaml", "application/yaml")
+    )
     gr.on(None, words.listed, None, own, **quiet)  # None: when the page is loaded
     return form
 

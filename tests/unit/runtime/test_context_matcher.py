@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sae_runtime.build.cues import fit_cues
 from sae_runtime.catalog.packs import ConceptPack, SensePack, load_packs
 from sae_runtime.catalog.view import Concept, Sense
-from sae_runtime.detector.context import DOMAIN_LOGIT, context_stems, intended_senses, softmax, stem
+from sae_runtime.detector.context import DOMAIN_LOGIT, context_stems, intended_senses, softmax, stem, stem_places
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def bank(make_concept: Callable[..., Concept], make_sense: Callable[..., Sense])
 
 
 def judge(concept: Concept, text: str, domain: str | None = None) -> tuple[dict[str, float], dict[str, list[str]]]:
-    return intended_senses(concept, text, text.lower().index("bank") + 4, domain)
+    return intended_senses(concept, stem_places(text), text.lower().index("bank") + 4, domain)
 
 
 @pytest.mark.parametrize("domain", [None, "astronomy"])
@@ -81,14 +81,16 @@ def test_words_before_the_mention_are_no_evidence(bank: Concept) -> None:
     assert evidence["money"] == []
 
 
-def test_each_stem_keeps_the_word_that_has_it_first() -> None:
-    stems = context_stems("Loans, loan, café don't 42", 0, 0)
-    assert stems == {"loan": "loans", stem("café"): "café", stem("don't"): "don't"}
+def test_stems_know_their_words_and_where_they_stand() -> None:
+    places = stem_places("Loans, loan, café don't 42")
+    assert places == {"loan": [(0, "loans"), (7, "loan")], stem("café"): [(13, "café")], stem("don't"): [(18, "don't")]}
+    assert context_stems("Loans, bank, loan", 7, 11) == {"loan"}
+    assert context_stems("river bank", 6, 10) == {"river"}
 
 
 @given(st.text(max_size=60), st.integers(0, 60), st.integers(0, 10))
 def test_probabilities_sum_to_one_for_any_text(bank: Concept, text: str, start: int, length: int) -> None:
-    probabilities, _ = intended_senses(bank, text, start + length, "finance")
+    probabilities, _ = intended_senses(bank, stem_places(text), start + length, "finance")
     assert sum(probabilities.values()) == pytest.approx(1.0)
     assert all(0 <= value <= 1 for value in probabilities.values())
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from sae_runtime.errors import InputError
-from ui.cli.serve import read_accounts
+from sae_runtime.serving import ServerOptions
+from ui.cli.serve import read_accounts, run_serve
 from ui.page.app import Door
 
 
@@ -21,6 +22,11 @@ def test_the_page_is_not_opened_to_the_network_without_accounts(host: str) -> No
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
 def test_loopback_needs_none(host: str) -> None:
     Door(7860, host).check()
+
+
+def test_a_model_is_not_served_to_the_network_without_a_key() -> None:
+    with pytest.raises(InputError, match="--api-key"):
+        run_serve("smollm2-135m-instruct", ServerOptions(host="0.0.0.0"))  # noqa: S104
 
 
 def test_accounts_are_lines_of_user_and_password(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -89,13 +90,19 @@ def test_a_quiet_word_has_a_closed_card_on_which_a_sense_can_be_picked(lookup: L
     assert Tags(html).actions() == {"use"}
 
 
-@pytest.mark.parametrize(
-    "choice", [Choices({"mouse": "animal"}), Choices(dropped=frozenset({"mouse"}))], ids=["picked", "dropped"]
-)
-def test_a_choice_can_be_undone(lookup: Lookup, choice: Choices) -> None:
-    one = exchange(flagged=bool(choice.picks))
-    assert "forget" in Tags(reading_html(one, lookup, choice)).actions()
-    assert "as you chose" in reading_html(one, lookup, choice)
+def test_a_picked_sense_can_be_undone(lookup: Lookup) -> None:
+    html = reading_html(exchange(), lookup, 0, Choices({"mouse": "animal"}))
+    assert "forget" in Tags(html).actions()
+    assert "as you chose" in html
+
+
+def test_a_word_that_is_left_alone_has_no_card_and_its_choice_can_be_undone(lookup: Lookup) -> None:
+    one = exchange(flagged=False)
+    assert one.annotated and one.annotated.reading
+    unread = replace(one.annotated, reading=one.annotated.reading.model_copy(update={"mentions": []}))
+    html = reading_html(replace(one, annotated=unread), lookup, 3, Choices(dropped=frozenset({"mouse"})))
+    assert Tags(html).actions() == {"forget"}
+    assert 'data-turn="3"' in html
 
 
 def test_states_without_a_reading_say_so(lookup: Lookup) -> None:
