@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -13,30 +12,47 @@ from sae_runtime.evaluation.scoring import auc, border, expected_calibration_err
 
 
 def readings(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Per kind of readout: accuracy and calibration error on the test part; accuracy is the mean over readers."""
-    split = np.array(results["items"]["split"])
+    """Per kind of readout, on the test part: accuracy and calibration error.
+
+    ``reads``: ``label``, the mean over readers; where items have parts, also ``details`` (the parts), and ``all`` (of the items whose
+    label and parts are all read right).
+    """
     label, group = np.array(results["items"]["label"]), np.array(results["items"]["group"])
     reader = np.array(results["items"].get("reader") or [""] * len(label))
-    part = _parts(results)
+    test, part = np.array(results["items"]["split"]) == "test", _parts(results)
     rows = []
-    for kind, own in product(KINDS, [~part, part] if part.any() else [~part]):
-        read = np.array(results["readings"][kind]["label"])
+    for kind in KINDS:
+        right = np.array(results["readings"][kind]["label"]) == label
         sure = np.array(results["readings"][kind]["probability"])
-        test = (split == "test") & own
-        right = read == label
-        per_reader = [float(right[test & (reader == name)].mean()) for name in dict.fromkeys(reader[test].tolist())]
-        rows.append(
-            {
-                "task": results["task"],
-                "model": results["model"],
-                "reads": "details" if own is part else "label",
-                "readout": kind,
-                "items": int(test.sum()),
-                "accuracy": round(float(np.mean(per_reader)), 4),
-                "interval": interval(right[test].astype(float), group[test]),
-                "calibration_error": round(expected_calibration_error(sure[test], right[test]), 4),
-            }
-        )
+        own = {"task": results["task"], "model": results["model"], "readout": kind}
+        for reads, some in (("label", test & ~part), ("details", test & part)):
+            if some.any():
+                readers = [
+                    float(right[some & (reader == name)].mean()) for name in dict.fromkeys(reader[some].tolist())
+                ]
+                rows.append(
+                    {
+                        **own,
+                        "reads": reads,
+                        "items": int(some.sum()),
+                        "accuracy": round(float(np.mean(readers)), 4),
+                        "interval": interval(right[some].astype(float), group[some]),
+                        "calibration_error": round(expected_calibration_error(sure[some], right[some]), 4),
+                    }
+                )
+        if part.any():
+            names = np.array(list(dict.fromkeys(group[test].tolist())))
+            whole = np.array([float(right[test & (group == name)].all()) for name in names])
+            rows.append(
+                {
+                    **own,
+                    "reads": "all",
+                    "items": len(names),
+                    "accuracy": round(float(whole.mean()), 4),
+                    "interval": interval(whole, names),
+                    "calibration_error": None,
+                }
+            )
     return rows
 
 
