@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,9 @@ from ui.page.app import Door, build_page, start_page
 
 _AXE = (files("axe_playwright_python") / "axe.min.js").read_text("utf-8")
 SCREENSHOTS = Path(os.environ.get("SENSECHECK_SCREENSHOTS", "test-results/screenshots"))
+_WATCH = """() => { window.wasBusy = false; new MutationObserver((_, watch) => {
+  if (document.querySelector("#sc-prompt .stop-button")) { window.wasBusy = true; watch.disconnect(); }
+}).observe(document.body, { childList: true, subtree: true }); }"""
 SLOW = 120_000  # milliseconds that an answer may take on a busy machine
 
 expect.set_options(timeout=30_000)
@@ -65,6 +70,14 @@ class Chat:
         expect(self.page.locator(f"{column} .bot").last).not_to_have_text("…", timeout=SLOW)
         expect(self.page.get_by_role("button", name="Send", exact=True)).to_be_visible(timeout=SLOW)
         return self.page.locator(f"{column} .bot").last.inner_text()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """What is done inside begins a turn; afterwards its answer is complete, however fast it came."""
+        self.page.evaluate(_WATCH)
+        yield
+        self.page.wait_for_function("window.wasBusy", timeout=SLOW)
+        self.answered()
 
     def open(self, tab: str) -> None:
         """Go to a tab."""

@@ -163,8 +163,8 @@ def test_a_note_can_be_made_to_hold_for_the_whole_conversation(chat: Chat, flagg
 def test_messages_can_be_edited_and_answers_retried(chat: Chat) -> None:
     chat.ask("Name a colour.")
     first = chat.answered()
-    chat.page.locator("#sc-chat").get_by_role("button", name="Retry").click()
-    expect(chat.page.locator("#sc-chat .bot")).to_have_count(1)
+    with chat.turn():
+        chat.page.locator("#sc-chat").get_by_role("button", name="Retry").click()
     assert chat.answered() == first  # greedy
     chat.page.locator("#sc-chat").get_by_role("button", name="Edit").first.click()
     chat.page.get_by_label("Your message, edited").fill("Name a fruit.")
