@@ -23,8 +23,9 @@ def chat_url(server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> I
     page.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """One per module: while Playwright runs it holds this thread's event loop, which later asynchronous tests need."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=_CHROMIUM)
         yield browser
