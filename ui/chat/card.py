@@ -11,6 +11,7 @@ from sae_runtime.detector.results import FeatureActivation
 from sae_runtime.glossary import Glossary
 from ui.chat.conversation import Choices
 from ui.chat.lookup import Lookup
+from ui.markup import marked
 
 _CONTEXTS = 2
 
@@ -126,11 +127,7 @@ def _feature(feature: FeatureActivation, detail: FeatureDetail | None) -> str:
         score = next((v for v in detail.validations if v["split"] == "test"), None)
         if score and score["predicted"]:
             facts.append(f"label right in {score['precision']:.0%} of unseen cases")
-        contexts = "".join(
-            f"<li>{escape(e['text'][: e['start']])}<mark>{escape(e['text'][e['start'] : e['end']])}</mark>"
-            f"{escape(e['text'][e['end'] :])}</li>"
-            for e in detail.examples[:_CONTEXTS]
-        )
+        contexts = "".join(f"<li>{marked(e['text'], e['start'], e['end'])}</li>" for e in detail.examples[:_CONTEXTS])
     return (
         f'<li><button type="button" class="sc-link" data-feature="{feature.index}">{feature.index}: {escape(feature.label)}'
         f'</button><span class="sc-hint"> {", ".join(facts)}</span><ul class="sc-contexts">{contexts}</ul></li>'

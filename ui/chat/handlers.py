@@ -17,6 +17,7 @@ from ui.chat.conversation import STOPPED, Choices, Conversation, Exchange, run_t
 from ui.chat.export import as_json, as_page
 from ui.chat.lookup import Lookup
 from ui.chat.render import figures_html, note_html, reading_html
+from ui.events import sent
 
 BUSY = {"submit_btn": False, "stop_btn": True}
 READY = {"submit_btn": True, "stop_btn": False}
@@ -57,7 +58,7 @@ class Handlers:
             yield _nothing()
             return
         asked = Exchange(prompt.strip(), domain.strip())
-        async for view in self._turn(conversation, asked, compare, request, sent=True):
+        async for view in self._turn(conversation, asked, compare, request, from_box=True):
             yield view
 
     async def again(self, conversation: Conversation, compare: bool, request: gr.Request, event: gr.RetryData) -> Views:
@@ -86,9 +87,9 @@ class Handlers:
         self, conversation: Conversation, compare: bool, request: gr.Request, event: gr.EventData
     ) -> Views:
         """A button on a card; the message that the card stands under is answered anew, and what came after it goes."""
-        sent = event._data if isinstance(event._data, dict) else {}
-        number, action = sent.get("turn"), sent.get("action")
-        concept, sense = str(sent.get("concept")), str(sent.get("sense"))
+        data = sent(event)
+        number, action = data.get("turn"), data.get("action")
+        concept, sense = str(data.get("concept")), str(data.get("sense"))
         if type(number) is not int or not 0 <= number < len(conversation.exchanges):
             yield _over()
             return
@@ -146,14 +147,14 @@ class Handlers:
             return None
 
     async def _turn(
-        self, history: Conversation, asked: Exchange, compare: bool, request: gr.Request, *, sent: bool = False
+        self, history: Conversation, asked: Exchange, compare: bool, request: gr.Request, *, from_box: bool = False
     ) -> Views:
-        """Values of all outputs while a turn is read and answered; ``sent``: the message came from the message box."""
+        """Values of all outputs while a turn is read and answered; ``from_box``: the message came from the message box."""
         session, mine = request.session_hash, object()
         self._newest[session] = mine
         glossary = self._glossary(request)
         annotator = self.annotator.model_copy(update={"glossary": glossary}) if glossary else self.annotator
-        box: Any = gr.update(**({"value": ""} if sent else {}), **BUSY)
+        box: Any = gr.update(**({"value": ""} if from_box else {}), **BUSY)
         drawn: Any = self
         try:
             async with aclosing(run_turn(annotator, self.model, history, asked, compare=compare)) as turn:

@@ -22,7 +22,6 @@ class Lookup:
     """
 
     def __init__(self, view: CatalogView, folder: Path) -> None:
-        self.view = view
         self.catalog = folder / CATALOG_FILE
         self._glosses = {concept.slug: {s.slug: s.gloss for s in concept.senses} for concept in view.concepts}
         self._detail = lru_cache(maxsize=512)(lambda index: feature_detail(self.catalog, index))

@@ -17,14 +17,14 @@ from ui.chat.handlers import READY, Handlers
 from ui.chat.lookup import Lookup
 from ui.chat.render import figures_html, note_html, reading_html
 from ui.download import download_script
+from ui.events import QUIET
 
 MAX_TOKENS = 384  # of an answer
 TURNS_AT_ONCE = 8  # of all users together
 _PANE_SCRIPT = Path(__file__).with_name("pane.js").read_text("utf-8")
 _HEIGHT = 430  # pixels of both columns; fixed, so that nothing moves while answers come
 _MAX_DOMAIN = 64  # characters, as the server takes them
-_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-_TURN: dict[str, Any] = {**_QUIET, "concurrency_id": "turn", "concurrency_limit": TURNS_AT_ONCE}
+_TURN: dict[str, Any] = {**QUIET, "concurrency_id": "turn", "concurrency_limit": TURNS_AT_ONCE}
 EXAMPLES = [  # what the button says, prompt, declared domain; the last one is read as it is meant
     ("a mouse (the animal)", "How often should I clean my mouse?", "biology"),
     (
@@ -79,12 +79,12 @@ def chat_tab(
     handlers = Handlers(annotator, backend, lookup, glossary, max_tokens)
     parts = _layout(lookup)
     running = _turns(parts, handlers)
-    parts.prompt.stop(handlers.stopped, parts.conversation, parts.outputs, cancels=running, queue=False, **_QUIET)
+    parts.prompt.stop(handlers.stopped, parts.conversation, parts.outputs, cancels=running, queue=False, **QUIET)
     for clear in (parts.clear.click, parts.noted.clear, parts.plain.clear):
-        clear(handlers.cleared, None, parts.outputs, cancels=running, queue=False, **_QUIET)
+        clear(handlers.cleared, None, parts.outputs, cancels=running, queue=False, **QUIET)
     for column in (parts.noted, parts.plain):
-        column.select(handlers.select, parts.conversation, [parts.pane, parts.notes], **_QUIET)
-    parts.compare.change(lambda show: gr.update(visible=show), parts.compare, parts.plain, **_QUIET)
+        column.select(handlers.select, parts.conversation, [parts.pane, parts.notes], **QUIET)
+    parts.compare.change(lambda show: gr.update(visible=show), parts.compare, parts.plain, **QUIET)
     _files(parts, handlers)
     return ChatTab(parts.pane)
 
@@ -141,9 +141,7 @@ def _turns(parts: _Parts, handlers: Handlers) -> list[Any]:
         parts.pane.choose(handlers.choose, turned, parts.outputs, **_TURN),
     ]
     for button, (_, text, about) in zip(parts.examples, EXAMPLES, strict=True):
-        filled = button.click(
-            lambda text=text, about=about: (text, about), None, [parts.prompt, parts.domain], **_QUIET
-        )
+        filled = button.click(lambda text=text, about=about: (text, about), None, [parts.prompt, parts.domain], **QUIET)
         running.append(filled.then(handlers.ask, asked, parts.outputs, **_TURN))
     return running
 
@@ -155,8 +153,8 @@ def _files(parts: _Parts, handlers: Handlers) -> None:
         (parts.save_page, handlers.as_page, "sensecheck.html", "text/html"),
     ):
         text = gr.Textbox(visible="hidden", label="File")
-        made = button.click(make, parts.conversation, text, **_QUIET)
-        made.success(None, text, None, js=download_script(name, kind), **_QUIET)
+        made = button.click(make, parts.conversation, text, **QUIET)
+        made.success(None, text, None, js=download_script(name, kind), **QUIET)
 
 
 def _column(label: str, name: str, **options: Any) -> gr.Chatbot:

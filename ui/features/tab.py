@@ -14,6 +14,8 @@ from sae_runtime.catalog.search import FeatureHit, nearest_features, search_feat
 from sae_runtime.catalog.view import FeatureDetail, feature_detail
 from sae_runtime.errors import SensecheckError
 from sae_runtime.sae import SAE
+from ui.events import QUIET, sent
+from ui.markup import marked
 
 _HINT = '<p class="sc-hint">Search for a word, a concept or an index, then choose a feature.</p>'
 _NOT_MEASURED = '<span class="sc-hint">not measured</span>'
@@ -92,11 +94,11 @@ def feature_tab(catalog: Path, sae: SAE, labels: Mapping[int, str]) -> FeatureTa
         return hits_html(found) if query.strip() else "", show(found[0].index) if found else gr.skip()
 
     def pick(event: gr.EventData) -> str:
-        index = _sent(event, "index")
+        index = sent(event).get("index")
         return show(index) if isinstance(index, int) else _HINT
 
     def look_up(event: gr.EventData) -> str:
-        return str(_sent(event, "slug") or "")
+        return str(sent(event).get("slug") or "")
 
     with gr.Row():
         with gr.Column(scale=2):
@@ -109,12 +111,11 @@ def feature_tab(catalog: Path, sae: SAE, labels: Mapping[int, str]) -> FeatureTa
             hits = gr.HTML("", elem_id="sc-feature-hits", js_on_load=_CLICKS, apply_default_css=False)
         with gr.Column(scale=3):
             page = gr.HTML(_HINT, elem_id="sc-feature", js_on_load=_CLICKS, apply_default_css=False)
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    search.change(find, search, hits, trigger_mode="always_last", **quiet)
-    search.submit(find_and_open, search, [hits, page], **quiet)
+    search.change(find, search, hits, trigger_mode="always_last", **QUIET)
+    search.submit(find_and_open, search, [hits, page], **QUIET)
     for clicked in (hits, page):
-        clicked.pick(pick, None, page, **quiet)
-    page.concept(look_up, None, search, **quiet)
+        clicked.pick(pick, None, page, **QUIET)
+    page.concept(look_up, None, search, **QUIET)
     return FeatureTab(page, search, show)
 
 
@@ -193,9 +194,8 @@ def _contexts(detail: FeatureDetail) -> str:
 
 def _context(example: Mapping[str, Any]) -> str:
     text = example["text"].replace("\n", "⏎")  # as long as before, so that the offsets still fit
-    start, end = example["start"], example["end"]
     return (
-        f'<li class="sc-context">{escape(text[:start])}<mark>{escape(text[start:end])}</mark>{escape(text[end:])} '
+        f'<li class="sc-context">{marked(text, example["start"], example["end"])} '
         f'<span class="sc-hint">{example["activation"]:.2f}</span></li>'
     )
 
@@ -274,9 +274,3 @@ def _row(name: str, value: str, how: str) -> str:
 
 def _number(value: float | None) -> str:
     return _NOT_MEASURED if value is None else f"{value:.2f}"
-
-
-def _sent(event: gr.EventData, name: str) -> Any:
-    """One value that the browser sent with an event; it may have sent anything."""
-    data = event._data
-    return data.get(name) if isinstance(data, dict) else None

@@ -17,6 +17,7 @@ from sae_runtime.paths import LOOPBACK, cache_dir
 from ui.backend import Backend
 from ui.chat.lookup import Lookup
 from ui.chat.tab import MAX_TOKENS, TURNS_AT_ONCE, chat_tab
+from ui.events import QUIET, sent
 from ui.features.tab import feature_tab
 from ui.page.headers import KeepToItself
 from ui.page.theme import PAGE_SCRIPT, STYLES, theme
@@ -130,11 +131,10 @@ def build_page(
                 chat = chat_tab(annotator, backend, lookup, words.glossary, max_tokens=max_tokens)
 
         def open_feature(event: gr.EventData) -> tuple[Any, ...]:
-            sent = event._data if isinstance(event._data, dict) else {}
-            index = sent.get("index")
+            index = sent(event).get("index")
             return gr.Tabs(selected="features"), features.show(index if type(index) is int else -1)
 
-        chat.pane.feature(open_feature, None, [tabs, features.page], show_progress="hidden", api_visibility="private")
+        chat.pane.feature(open_feature, None, [tabs, features.page], **QUIET)
     page.queue(max_size=_QUEUE, default_concurrency_limit=TURNS_AT_ONCE)
     return page
 

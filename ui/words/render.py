@@ -12,6 +12,7 @@ from sae_runtime.detector.results import MentionReading, Misread, Reading
 from sae_runtime.errors import SensecheckError
 from sae_runtime.glossary import Glossary, Term
 from sae_runtime.glossary.compile import MEANT, OTHER
+from ui.markup import marked
 
 HEADERS = ["Concept", "Sense", "Meaning", "Read right", "Lift of its note (nats)", "Harm", "Contexts", "Note"]
 DATATYPES = ["str", "str", "str", "number", "number", "number", "number", "str"]
@@ -90,11 +91,6 @@ def problem_html(error: SensecheckError) -> str:
     return (
         f'<div class="sc-problem" role="alert"><p><b>{escape(error.message)}</b></p><p>{escape(error.remedy)}</p></div>'
     )
-
-
-def marked(text: str, start: int, end: int) -> str:
-    """``text``, escaped, with ``text[start:end]`` marked."""
-    return f"{escape(text[:start])}<mark>{escape(text[start:end])}</mark>{escape(text[end:])}"
 
 
 def _numbers(row: SenseSummary) -> list[Any]:

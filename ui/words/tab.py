@@ -17,6 +17,7 @@ from sae_runtime.catalog.browse import SenseSummary, sense_contexts, sense_rows
 from sae_runtime.errors import SensecheckError
 from sae_runtime.glossary import Glossary
 from ui.download import download_script
+from ui.events import QUIET
 from ui.words.overlay import Overlay
 from ui.words.own_words import LABELS, OwnWords
 from ui.words.render import DATATYPES, concept_html, frame_value, hint_html, own_terms_html, problem_html
@@ -65,12 +66,11 @@ def words_tab(catalog: Path, annotator: SAEAnnotator, overlay_folder: Path) -> W
         slug = str(event.row_value[0]) if event.row_value else ""
         return slug, concept_detail(catalog, rows, slug), gr.update(visible=bool(slug))
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    frame.select(chosen, None, [concept, detail, another], **quiet)
+    frame.select(chosen, None, [concept, detail, another], **QUIET)
     with gr.Accordion("Add your own word", open=False) as accordion:
         form = _own_words(OwnWords(annotator, overlay_folder))
     another.click(
-        lambda slug: (gr.Accordion(open=True), *sense_form(catalog, rows, slug)), concept, [accordion, *form], **quiet
+        lambda slug: (gr.Accordion(open=True), *sense_form(catalog, rows, slug)), concept, [accordion, *form], **QUIET
     )
     return WordsTab(frame, detail, overlay_folder)
 
@@ -126,15 +126,14 @@ def _own_words(words: OwnWords) -> list[Any]:
     own = gr.HTML(own_terms_html(None), elem_id="sc-own-terms", apply_default_css=False)
     text = gr.Textbox(visible="hidden", elem_id="sc-term-yaml")
     form = [word, meaning, otherwise, examples, counter, note]
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    try_it.click(words.tried, [sentences, *form], result, **quiet)
-    save.click(words.saved, form, [own, result], **quiet)
-    edit.click(words.opened, word, [*form, result], **quiet)
-    remove.click(words.removed, word, [own, result], **quiet)
-    export.click(words.exported, None, [text, result], **quiet).success(
+    try_it.click(words.tried, [sentences, *form], result, **QUIET)
+    save.click(words.saved, form, [own, result], **QUIET)
+    edit.click(words.opened, word, [*form, result], **QUIET)
+    remove.click(words.removed, word, [own, result], **QUIET)
+    export.click(words.exported, None, [text, result], **QUIET).success(
         None, text, None, js=download_script("glossary.yaml", "application/yaml")
     )
-    gr.on(None, words.listed, None, own, **quiet)  # None: when the page is loaded
+    gr.on(None, words.listed, None, own, **QUIET)  # None: when the page is loaded
     return form
 
 

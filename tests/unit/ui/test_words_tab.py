@@ -19,10 +19,11 @@ from sae_runtime.detector.results import MentionReading, Misread, Reading
 from sae_runtime.errors import InputError, UnavailableError
 from sae_runtime.glossary import Glossary, Term
 from sae_runtime.paths import CATALOG_FILE, artefacts_for
+from ui.markup import marked
 from ui.words import tab
 from ui.words.overlay import Overlay
 from ui.words.own_words import MAX_TRIED, OwnWords, term_from
-from ui.words.render import DATATYPES, HEADERS, UNTRIED, concept_html, frame_value, marked, own_terms_html
+from ui.words.render import DATATYPES, HEADERS, UNTRIED, concept_html, frame_value, own_terms_html
 from ui.words.tab import WordsTab, concept_detail, sense_form, words_tab
 
 CATALOG = artefacts_for("smollm2-135m-instruct") / CATALOG_FILE
