@@ -8,7 +8,8 @@
    (5 %, same direction).
 3. A readout of all features says how likely a mistake is (:mod:`sae_runtime.evaluation.readouts`, fitted on one
    half); its area under the curve on the other half says whether failure can be foreseen.
-4. Each concept has a note (:data:`NOTES`), which is tried like any other.
+4. Each concept has a note (:data:`NOTES`), which is tried on the other half's problems: on all of them, and on the quarter that a readout
+   of this kind of mistake, fitted on the first half, holds likeliest to end so.
 
 Nothing is chosen on test problems. ``sensecheck eval failures TASK`` does all of it and writes ``failures.json``.
 """
@@ -27,10 +28,13 @@ from scipy.sparse import csr_array
 from scipy.stats import false_discovery_control, mannwhitneyu
 from sklearn.metrics import roc_auc_score
 
+from sae_runtime.detector.notes import joined_notes
 from sae_runtime.evaluation.answers import Answers, Question
+from sae_runtime.evaluation.arms import Notes, placebo
 from sae_runtime.evaluation.capture import Captured
 from sae_runtime.evaluation.items import Item
 from sae_runtime.evaluation.readouts import Labelled, read_labels
+from sae_runtime.evaluation.scoring import interval
 from sae_runtime.evaluation.tasks.maths import OPERATIONS, SEVERAL, last_number, problem_numbers, result_of, same_number
 
 FAILURES = "failures.json"
@@ -155,6 +159,9 @@ def failure_results(
     ]
     x = read.features["text"]
     concepts = failure_concepts(x, kinds, range(x.shape[1]))
+    trials = [
+        row for concept in concepts for row in _tried(concept, list(items), kinds, read, answers, max_tokens)
+    ]
     wrong = np.array([kind is not None for kind in kinds])
     return {
         "problems": len(items),
@@ -165,16 +172,57 @@ def failure_results(
             {**asdict(concept), "labels": [labels.get(feature.index, "") for feature in concept.features]}
             for concept in concepts
         ],
+        "trials": trials,
     }
+
+
+def _tried(
+    concept: FailureConcept,
+    items: list[Item],
+    kinds: Sequence[str | None],
+    read: Captured,
+    answers: Answers,
+    max_tokens: int,
+) -> list[dict[str, Any]]:
+    """What the concept's note, and a neutral one of its length, do to answers of the half that fitted nothing."""
+    found, unseen = _likelihood("sae", read, np.array([kind == concept.kind for kind in kinds]))
+    rows = np.flatnonzero(unseen)
+    flagged = found[rows] >= np.quantile(found[rows], 0.75)
+    before = np.array([kinds[i] is None for i in rows], dtype=float)
+    table = []
+    (neutral,) = placebo(Notes([None], [concept.note])).texts
+    for name, note in (("its own", concept.note), ("neutral", neutral)):
+        asked = [Question.of(items[i].prompt + joined_notes([note]), max_tokens=max_tokens) for i in rows]
+        given = answers.ask(asked, f"note: {concept.kind}, {name}")
+        after = np.array([mistake(items[i], answer["text"]) is None for i, answer in zip(rows, given, strict=True)])
+        for where, own in (("everywhere", np.ones(len(rows), dtype=bool)), ("where flagged", flagged)):
+            change = after[own].astype(float) - before[own]
+            table.append(
+                {
+                    "kind": concept.kind,
+                    "note": name,
+                    "where": where,
+                    "problems": int(own.sum()),
+                    "right_before": round(float(before[own].mean()), 4),
+                    "lift": round(float(change.mean()), 4),
+                    "interval": interval(change, np.arange(len(change))),
+                    "harm": round(float((change < 0).mean()), 4),
+                }
+            )
+    return table
+
+
+def _likelihood(kind: str, read: Captured, labels: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """How likely ``labels`` are by a readout of the kind ``kind`` that is fitted on one half; and which items it has not seen."""
+    count = len(labels)
+    half = np.random.default_rng(0).random(count) < 0.5
+    data = Labelled(labels.astype(np.int64), half, np.zeros(count, dtype=bool), np.arange(count), np.ones(count), 2)
+    return read_labels(kind, read, data).probabilities[:, 1], ~half
 
 
 def _foreseen(kind: str, read: Captured, wrong: NDArray[np.bool_]) -> dict[str, float]:
     """How well a readout that has not seen a problem foresees that its answer is wrong."""
-    count = len(wrong)
-    half = np.random.default_rng(0).random(count) < 0.5
-    data = Labelled(wrong.astype(np.int64), half, np.zeros(count, dtype=bool), np.arange(count), np.ones(count), 2)
-    found = read_labels(kind, read, data).probabilities[:, 1]
-    unseen = ~half
+    found, unseen = _likelihood(kind, read, wrong)
     low, high = np.quantile(found[unseen], [0.25, 0.75])
     return {
         "auc": round(float(roc_auc_score(wrong[unseen], found[unseen])), 4),

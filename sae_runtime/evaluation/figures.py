@@ -178,6 +178,40 @@ def flags(results: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def sources(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Per pair of reading and source, and per kind of prompt: how often the source is right, and what flags come of it.
+
+    ``source_right_where_sure``: among prompts where it is above the threshold; the other columns as in :func:`flags`.
+    """
+    kinds = np.array(results["kind"])
+    rows = []
+    for pair in results["pairs"]:
+        right, sure, misread = (np.array(pair[name], dtype=bool) for name in ("right", "sure", "misread"))
+        raised = np.array([value is not None for value in pair["flag"]])
+        hit = np.array([value == 1 for value in pair["flag"]])
+        for kind in dict.fromkeys(results["kind"]):
+            own = kinds == kind
+            rows.append(
+                {
+                    "set": results["set"],
+                    "model": results["model"],
+                    "reading": pair["reading"],
+                    "source": pair["source"],
+                    "kind": kind,
+                    "prompts": int(own.sum()),
+                    "source_right": round(float(right[own].mean()), 4),
+                    "sure": round(float(sure[own].mean()), 4),
+                    "source_right_where_sure": round(float(right[own & sure].mean()), 4)
+                    if (own & sure).any()
+                    else None,
+                    "misread": round(float(misread[own].mean()), 4),
+                    "flagged": round(float(raised[own].mean()), 4),
+                    "precision": round(float(hit[own & raised].mean()), 4) if (own & raised).any() else None,
+                }
+            )
+    return rows
+
+
 def failures(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Does a flag predict failure? Answers to "what does it mean here?" on flagged and on other prompts, by arm.
 
@@ -217,6 +251,11 @@ def foreseen(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Per readout: how well it tells, of problems that it has not seen, that the plain answer is wrong."""
     own = {"task": results["task"], "model": results["model"]}
     return [{**own, "readout": kind, **row} for kind, row in results["foreseen"].items()]
+
+
+def trials(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the notes of failure-derived concepts do to answers of problems that fitted nothing."""
+    return [{"task": results["task"], "model": results["model"], **row} for row in results.get("trials", [])]
 
 
 def _failures(results: dict[str, Any], among: str, own: NDArray[np.bool_]) -> list[dict[str, Any]]:

@@ -10,21 +10,24 @@ from typing import Any
 from sae_runtime.build.stages import write_text
 from sae_runtime.errors import InputError
 from sae_runtime.evaluation.failures import FAILURES
-from sae_runtime.evaluation.figures import answers, comparisons, failures, flags, foreseen, mistakes, readings
+from sae_runtime.evaluation.figures import answers, comparisons, failures, flags, foreseen, mistakes, readings, sources, trials
 from sae_runtime.evaluation.flags import FLAGS
 from sae_runtime.evaluation.run import RESULTS
+from sae_runtime.evaluation.sources import SOURCES
 from sae_runtime.pages import templates
 from sae_runtime.pages.svg import CONTROL, SERIES, Plot, draw
 
 PAGE = "report.html"
 _TITLES = {
     "flags": "Flags on prompts with planted senses",
+    "sources": "Sources of the intended sense, and the flags that come of each",
     "failures": "Does a flag predict that the model gets the word wrong, and does the note mend it?",
     "readings": "What can be read: labels of unseen items, without asking the model",
     "answers": "What notes do to answers",
     "comparisons": "Flagged against the other arms, item by item",
     "wordings": "Wordings of notes, tried on the dev part with the right label",
     "mistakes": "Kinds of mistake on problems that chose nothing else, and the features that go with them",
+    "trials": "Notes of failure-derived concepts, tried on problems that fitted nothing",
     "foreseen": "Can a wrong answer be foreseen from what was read?",
     "thresholds": "From which probability a reading is flagged (chosen on the dev part; 1.01: never)",
 }
@@ -36,7 +39,7 @@ def load_results(folder: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: there are none, or one is damaged.
     """
-    paths = sorted([path for name in (RESULTS, FLAGS, FAILURES) for path in folder.rglob(name)])
+    paths = sorted([path for name in (RESULTS, FLAGS, FAILURES, SOURCES) for path in folder.rglob(name)])
     if not paths:
         raise InputError(f"There are no results below {folder}.", "Make some with `sensecheck eval run`.")
     found = []
@@ -50,13 +53,15 @@ def load_results(folder: Path) -> list[dict[str, Any]]:
 
 def summary(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """The report's tables, by name."""
-    planted = [result for result in results if "set" in result]
+    sourced = [result for result in results if "pairs" in result]
+    planted = [result for result in results if "set" in result and "pairs" not in result]
     mistaken = [result for result in results if "foreseen" in result]
     results = [result for result in results if "set" not in result and "foreseen" not in result]
     asked = [result for result in results if "arms" in result]
     about = [{"task": result["task"], "model": result["model"]} for result in asked]
     return {
         "flags": [row for result in planted for row in flags(result)],
+        "sources": [row for result in sourced for row in sources(result)],
         "failures": [row for result in planted for row in failures(result)],
         "readings": [row for result in results for row in readings(result)],
         "answers": [row for result in asked for row in answers(result)],
@@ -67,6 +72,7 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]
             for name, row in result["wordings"].items()
         ],
         "mistakes": [row for result in mistaken for row in mistakes(result)],
+        "trials": [row for result in mistaken for row in trials(result)],
         "foreseen": [row for result in mistaken for row in foreseen(result)],
         "thresholds": [{**own, **result["thresholds"]} for own, result in zip(about, asked, strict=True)],
     }

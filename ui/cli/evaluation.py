@@ -67,6 +67,23 @@ def planted(
     run_planted(prompts, model, out, url=url, artefacts=artefacts, ask=answers)
 
 
+@eval_app.command("sources")
+def sources(
+    out: Out,
+    model: Model = DEFAULT_MODEL,
+    prompts: Annotated[str, typer.Option("--set", help="test or examples.")] = "test",
+    sae: Dictionary = None,
+    artefacts: Artefacts = None,
+) -> None:
+    """Compare sources of the intended sense: later words, declared domain, and a reading of the whole prompt.
+
+    Needs neither data nor a server. Example: sensecheck eval sources --out results
+    """
+    from ui.cli.evaluation_run import run_sources
+
+    run_sources(prompts, model, out, sae=sae, artefacts=artefacts)
+
+
 @eval_app.command("notes")
 def notes(
     out: Out,

@@ -22,10 +22,11 @@ from sae_runtime.evaluation.arms import check_arms
 from sae_runtime.evaluation.capture import Captured, captured
 from sae_runtime.evaluation.failures import FAILURES, failure_results
 from sae_runtime.evaluation.flags import FLAGS, flag_results, flag_rows
-from sae_runtime.evaluation.items import Item
+from sae_runtime.evaluation.items import Item, Split
 from sae_runtime.evaluation.notes import figures, store, try_notes
-from sae_runtime.evaluation.prompts import planted_prompts
+from sae_runtime.evaluation.prompts import PlantedPrompt, calibration_prompts, planted_prompts
 from sae_runtime.evaluation.run import RESULTS, Run, save
+from sae_runtime.evaluation.sources import SOURCES, source_items, source_results
 from sae_runtime.evaluation.tasks import task_named
 from sae_runtime.evaluation.tasks.maths import Maths
 from sae_runtime.paths import CARD_FILE, CATALOG_FILE
@@ -114,6 +115,26 @@ def run_planted(prompts: str, model: str, out: Path, *, url: str | None, artefac
     with _answers(model, out, url, artefacts) if ask else nullcontext() as answers:
         results = {"set": prompts, "model": name, **flag_results(rows, answers)}
     _saved(results, out, out / f"planted-{prompts}-{name}" / FLAGS)
+
+
+def run_sources(prompts: str, model: str, out: Path, *, sae: Path | None, artefacts: Path | None) -> None:
+    """Compare sources of the intended sense on the set ``prompts``; ``out/sources-SET-MODEL/sources.json``.
+
+    Raises:
+        InputError: there is no such set, or thresholds are chosen on it.
+    """
+    if prompts in ("dev", "calibration"):
+        raise InputError(f"Thresholds are chosen on '{prompts}'.", "Compare sources on test or examples.")
+    planted: list[tuple[Split, PlantedPrompt]] = [
+        *(("dev", prompt) for prompt in calibration_prompts()),
+        *(("test", prompt) for prompt in planted_prompts(prompts)),
+    ]
+    items = source_items([pack for group in load_packs().values() for pack in group], planted)
+    opened, folder, read = _read(items, model, out, sae, artefacts)
+    concepts = {concept.slug: concept for concept in opened.view.concepts}
+    about = {"set": prompts, "model": opened.view.model_name, "dictionary": fingerprint_sae(folder)}
+    found = source_results(items, planted, concepts, read)
+    _saved({**about, **found}, out, out / f"sources-{prompts}-{opened.view.model_name}" / SOURCES)
 
 
 def run_notes(model: str, out: Path, *, url: str | None, artefacts: Path | None, write: bool, as_json: bool) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from sae_runtime.evaluation.failures import NOTES, failure_concepts, mistake
+from sae_runtime.evaluation.answers import Question
+from sae_runtime.evaluation.capture import Captured
+from sae_runtime.evaluation.failures import NOTES, failure_concepts, failure_results, mistake
+from sae_runtime.evaluation.figures import trials
 from sae_runtime.evaluation.items import Item
 
 
@@ -66,3 +71,29 @@ def test_rare_kinds_are_no_concept() -> None:
     x, kinds = made(told=True)
     few = [kind if n < 40 else None for n, kind in enumerate(kinds)]
     assert failure_concepts(x, few, range(200)) == []
+
+
+class Hasty:
+    """A model that stops after the first step of problems about boxes, unless the note tells it not to."""
+
+    def ask(self, questions: list[Question], title: str) -> list[dict[str, Any]]:
+        return [{"text": self.answer(question.messages[0][1])} for question in questions]
+
+    @staticmethod
+    def answer(text: str) -> str:
+        stops = "boxes" in text and NOTES["unfinished"] not in text
+        return "The answer is 6" if stops else "The answer is 10"
+
+
+def test_a_concepts_note_is_tried_against_a_neutral_one_on_problems_that_fitted_nothing() -> None:
+    texts = [f"{'2 boxes' if n % 2 else '2 bags'} of 3 and 4 more" for n in range(120)]
+    items = [problem(text, "several", "10") for text in texts]
+    x = np.array([[float(n % 2), 1.0] for n in range(120)])
+    read = Captured({"text": csr_array(x)}, {"text": x.astype(np.float32)})
+    results = failure_results(items, 40, read, Hasty(), {})  # type: ignore[arg-type]
+    table = {(row["note"], row["where"]): row for row in trials({"task": "t", "model": "m", **results})}
+    own, neutral = table["its own", "where flagged"], table["neutral", "where flagged"]
+    assert (own["right_before"], own["lift"], own["harm"]) == (0.0, 1.0, 0.0)
+    assert neutral["lift"] == 0.0
+    assert table["its own", "everywhere"]["problems"] < 120
+    assert 0.3 < table["its own", "everywhere"]["lift"] < 0.7
