@@ -3,6 +3,7 @@
 ======================  ==================================================================================
 ``plain``               no note
 ``flagged``             the SAE readout's note where it is sure enough (threshold chosen on the dev part)
+``careful``             as ``flagged``, at a threshold that keeps harm on the dev part within 2 %
 ``always``              the SAE readout's note on every item
 ``placebo``             where ``flagged`` notes: a neutral note of as many words
 ``random-sense``        where ``flagged`` notes: the note of a label drawn at random
@@ -26,8 +27,20 @@ from numpy.typing import NDArray
 from sae_runtime.errors import InputError
 from sae_runtime.evaluation.items import Item, Task
 
-TRIGGERS = {"flagged": "sae", "dense-probe": "dense", "diffmean": "diffmean"}
-ARMS = ("plain", "flagged", "always", "placebo", "random-sense", *list(TRIGGERS)[1:], "self-rewrite", "oracle")
+TRIGGERS = {"flagged": "sae", "careful": "sae", "dense-probe": "dense", "diffmean": "diffmean"}
+ARMS = (
+    "plain",
+    "flagged",
+    "careful",
+    "always",
+    "placebo",
+    "random-sense",
+    "dense-probe",
+    "diffmean",
+    "self-rewrite",
+    "oracle",
+)
+MAX_HARM = 0.02  # of the dev items that ``careful`` may turn from right to wrong
 THRESHOLDS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 1.01)  # of the last, nothing is flagged
 _NEUTRAL = (
     "This is a message in the English language, which was written down in ordinary words and which stands above in "

@@ -159,9 +159,7 @@ def failure_results(
     ]
     x = read.features["text"]
     concepts = failure_concepts(x, kinds, range(x.shape[1]))
-    trials = [
-        row for concept in concepts for row in _tried(concept, list(items), kinds, read, answers, max_tokens)
-    ]
+    trials = [row for concept in concepts for row in _tried(concept, list(items), kinds, read, answers, max_tokens)]
     wrong = np.array([kind is not None for kind in kinds])
     return {
         "problems": len(items),

@@ -10,7 +10,17 @@ from typing import Any
 from sae_runtime.build.stages import write_text
 from sae_runtime.errors import InputError
 from sae_runtime.evaluation.failures import FAILURES
-from sae_runtime.evaluation.figures import answers, comparisons, failures, flags, foreseen, mistakes, readings, sources, trials
+from sae_runtime.evaluation.figures import (
+    answers,
+    comparisons,
+    failures,
+    flags,
+    foreseen,
+    mistakes,
+    readings,
+    sources,
+    trials,
+)
 from sae_runtime.evaluation.flags import FLAGS
 from sae_runtime.evaluation.run import RESULTS
 from sae_runtime.evaluation.sources import SOURCES

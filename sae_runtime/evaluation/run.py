@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sae_runtime.build.stages import write_text
 from sae_runtime.detector.notes import joined_notes
 from sae_runtime.evaluation.answers import Answers, Question
-from sae_runtime.evaluation.arms import THRESHOLDS, TRIGGERS, Notes, drawn_at_random, noted, placebo, said
+from sae_runtime.evaluation.arms import MAX_HARM, THRESHOLDS, TRIGGERS, Notes, drawn_at_random, noted, placebo, said
 from sae_runtime.evaluation.capture import Captured
 from sae_runtime.evaluation.items import Item, Task
 from sae_runtime.evaluation.readouts import KINDS, Labelled, ReadLabels, read_labels_once
@@ -156,7 +156,7 @@ class Run:
         wording, competition = self._wording(tried, plain)
         views = {kind: self._view(readings[kind]) for kind in KINDS}
         thresholds = {
-            arm: self._threshold(wording, views[kind].part(dev), plain)
+            arm: self._threshold(wording, views[kind].part(dev), plain, MAX_HARM if arm == "careful" else 1.0)
             for arm, kind in TRIGGERS.items()
             if arm == "flagged" or arm in self.arms
         }
@@ -185,15 +185,18 @@ class Run:
         best = max(table, key=lambda name: (table[name]["accuracy_lift"], table[name]["loglik_lift"]))
         return best, table
 
-    def _threshold(self, wording: str, dev: _View, plain: list[Scored]) -> float:
-        """The threshold with the most right answers on the dev part; the highest among equals."""
+    def _threshold(self, wording: str, dev: _View, plain: list[Scored], max_harm: float) -> float:
+        """The threshold with the most right answers on the dev part, the highest among equals, of those that turn at most
+        ``max_harm`` of the items from right to wrong."""
         notes = self.scored(dev.items, dev.notes(self.task, wording, 0.0).texts, "dev: always")
         sure = dev.probabilities.max(1)
 
-        def right(threshold: float) -> int:
-            return sum((b if p >= threshold else a).right for a, b, p in zip(plain, notes, sure, strict=True))
+        def counted(threshold: float) -> tuple[int, int]:
+            pairs = [(a.right, (b if p >= threshold else a).right) for a, b, p in zip(plain, notes, sure, strict=True)]
+            return sum(after for _, after in pairs), sum(before and not after for before, after in pairs)
 
-        return max(THRESHOLDS, key=lambda threshold: (right(threshold), threshold))
+        allowed = [t for t in THRESHOLDS if counted(t)[1] <= max_harm * len(plain)]
+        return max(allowed, key=lambda threshold: (counted(threshold)[0], threshold))
 
     def _arm(
         self, arm: str, wording: str, items: list[Item], seen: dict[str, _View], thresholds: dict[str, float]

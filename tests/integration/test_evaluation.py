@@ -14,7 +14,7 @@ from sae_runtime.serving import ModelServer
 from ui.cli.evaluation_run import run_planted, run_task
 
 pytestmark = [pytest.mark.model, pytest.mark.server]
-ARMS = ["plain", "flagged", "always", "placebo", "random-sense", "dense-probe", "self-rewrite", "oracle"]
+ARMS = ["plain", "flagged", "careful", "always", "placebo", "random-sense", "dense-probe", "self-rewrite", "oracle"]
 
 
 @pytest.fixture(scope="module")
