@@ -9,10 +9,11 @@
     │   ├── ChecksumError       downloaded bytes are not the pinned ones
     │   └── DownloadError       no source of a built-in model could be read
     ├── ArtefactError           an SAE or a catalog file is missing, truncated or corrupt
-    │   ├── CatalogError        the SQLite feature catalog
+    │   ├── CatalogError        the feature catalog
     │   │   └── RevisionError   its schema is older or newer than this program
     │   └── FingerprintError    it belongs to another model, tokenizer, template, layer or SAE
     ├── EngineError             activations could not be captured
+    ├── WorkerError             a build's workers cannot be reached, are not alike, or die again and again
     ├── ServerError             the model server cannot start, answer or be reached
     │   └── UnavailableError    it is busy, restarting, or dropped the connection: asking again may help
     ├── InspectionTimeout       the reading missed its deadline
@@ -32,6 +33,8 @@ class SensecheckError(Exception):
         remedy: what the reader can do about it.
     """
 
+    quoted: str = ""
+
     def __init__(self, message: str, remedy: str = "") -> None:
         super().__init__(message)
         self.message = message
@@ -39,6 +42,10 @@ class SensecheckError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} {self.remedy}".strip()
+
+    def unquoted(self) -> str:
+        """The error's text for logs: without ``quoted``, words in it that another program wrote and that may be a prompt's."""
+        return str(self).replace(self.quoted, "[...]") if self.quoted else str(self)
 
 
 class InputError(SensecheckError):
@@ -66,7 +73,7 @@ class ArtefactError(SensecheckError):
 
 
 class CatalogError(ArtefactError):
-    """The SQLite feature catalog is missing, corrupt or locked."""
+    """The feature catalog is missing, corrupt or locked, or its server cannot be used."""
 
 
 class RevisionError(CatalogError):
@@ -79,6 +86,10 @@ class FingerprintError(ArtefactError):
 
 class EngineError(SensecheckError):
     """Activations could not be captured."""
+
+
+class WorkerError(SensecheckError):
+    """A build's workers cannot be reached, are not alike, or die again and again."""
 
 
 class ServerError(SensecheckError):

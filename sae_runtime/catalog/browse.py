@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import selectinload
 
-from sae_runtime.catalog.store import open_catalog
+from sae_runtime.catalog.excerpts import MAX_LABEL, MAX_LISTED, MAX_TEXT, cut, excerpt
+from sae_runtime.catalog.location import CatalogLocation
+from sae_runtime.catalog.store import open_catalog, storable
 from sae_runtime.catalog.tables import ConceptRow, SenseContextRow, SenseRow
 
 
@@ -41,27 +42,29 @@ class SenseSummary:
     trials: int
 
 
-def sense_rows(location: Path | str) -> list[SenseSummary]:
+def sense_rows(location: CatalogLocation | str) -> list[SenseSummary]:
     """All senses of the catalog at ``location``, by concept, then in the catalog's order.
 
     Raises:
         CatalogError: it is missing, damaged, or of another revision.
     """
-    query = select(SenseRow).join(SenseRow.concept).order_by(ConceptRow.slug, SenseRow.id)
-    query = query.options(selectinload(SenseRow.concept), selectinload(SenseRow.notes))
+    query = select(SenseRow).order_by(SenseRow.id).options(selectinload(SenseRow.concept), selectinload(SenseRow.notes))
     counted = select(SenseContextRow.sense_id, func.count()).group_by(SenseContextRow.sense_id)
     with open_catalog(location) as session:
         counts = {sense: int(count) for sense, count in session.execute(counted)}
-        return [_summary(row, counts.get(row.id, 0)) for row in session.scalars(query)]
+        rows = sorted(session.scalars(query), key=lambda row: row.concept.slug)  # databases collate differently
+        return [_summary(row, counts.get(row.id, 0)) for row in rows]
 
 
-def sense_contexts(location: Path | str, concept: str) -> dict[str, list[tuple[str, int, int]]]:
+def sense_contexts(location: CatalogLocation | str, concept: str) -> dict[str, list[tuple[str, int, int]]]:
     """The labelled sentences of each sense of ``concept`` as ``(text, start, end)``, where ``text[start:end]`` is the
     mention. Both senses and sentences stand in the catalog's order; an unknown concept has no senses.
 
     Raises:
         CatalogError: the catalog is missing, damaged, or of another revision.
     """
+    if not storable(concept):
+        return {}
     query = (
         select(SenseRow.slug, SenseContextRow.text, SenseContextRow.start, SenseContextRow.end)
         .join(SenseRow.concept)
@@ -73,8 +76,8 @@ def sense_contexts(location: Path | str, concept: str) -> dict[str, list[tuple[s
     with open_catalog(location) as session:
         for sense, text, start, end in session.execute(query):
             contexts = found.setdefault(sense, [])
-            if text is not None:  # a sense without contexts
-                contexts.append((text, start, end))
+            if text is not None and len(contexts) < MAX_LISTED:  # a sense may have no contexts
+                contexts.append(excerpt(text, start, end))
     return found
 
 
@@ -83,13 +86,13 @@ def _summary(row: SenseRow, contexts: int) -> SenseSummary:
     return SenseSummary(
         concept=concept.slug,
         sense=row.slug,
-        gloss=row.gloss,
+        gloss=cut(row.gloss, MAX_LABEL),
         pack=concept.pack,
         forms=tuple(concept.forms),
         read_accuracy=concept.accuracy,
         text_accuracy=concept.text_accuracy,
         contexts=contexts,
-        note=note.text,
+        note=cut(note.text, MAX_TEXT),
         wording=note.wording,
         enabled=note.enabled,
         lift=note.lift,

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sae_runtime.errors import PackError
 from sae_runtime.paths import PACKS
+from sae_runtime.yaml_file import faults, read_yaml
 
 PLACEHOLDER = "{mention}"
 MIN_CONTEXTS = 16
+MAX_FILE = 2**20
+"""Bytes of a concept's file; the shipped ones have up to 7,000."""
 _BRACKETED = re.compile(r"\[([^\[\]]+)\]")
-_Slug = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+def _plain(text: str) -> str:
+    """``text``, if it is one line without control and format characters; joiners, which words of some scripts need, may be."""
+    if found := [char for char in text if unicodedata.category(char)[0] == "C" and char not in "\u200c\u200d"]:
+        raise ValueError(f"holds the control character U+{ord(found[0]):04X}")
+    return text
+
+
+_Slug = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=60)]
+_Word = Annotated[str, Field(min_length=1, max_length=60), AfterValidator(_plain)]
+_Sentence = Annotated[str, Field(max_length=400), AfterValidator(_plain)]
 
 
 @dataclass(frozen=True)
@@ -52,12 +67,12 @@ class SensePack(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    gloss: Annotated[str, Field(min_length=3, max_length=120)]
-    note: Annotated[str, Field(min_length=10, max_length=240)]
-    domains: Annotated[list[str], Field(min_length=1)]
-    cues: list[str] = []
-    contexts: list[str]
-    held_out: list[str]
+    gloss: Annotated[str, Field(min_length=3, max_length=120), AfterValidator(_plain)]
+    note: Annotated[str, Field(min_length=10, max_length=240), AfterValidator(_plain)]
+    domains: Annotated[list[_Word], Field(min_length=1, max_length=16)]
+    cues: Annotated[list[_Word], Field(max_length=200)] = []
+    contexts: Annotated[list[_Sentence], Field(max_length=500)]
+    held_out: Annotated[list[_Sentence], Field(max_length=500)]
 
     @field_validator("note")
     @classmethod
@@ -86,8 +101,8 @@ class ConceptPack(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     concept: _Slug
-    forms: Annotated[list[str], Field(min_length=1)]
-    senses: Annotated[dict[_Slug, SensePack], Field(min_length=2)]
+    forms: Annotated[list[_Word], Field(min_length=1, max_length=100)]
+    senses: Annotated[dict[_Slug, SensePack], Field(min_length=2, max_length=16)]
 
     @model_validator(mode="after")
     def _consistent(self) -> ConceptPack:
@@ -142,12 +157,13 @@ def load_concept(path: Path) -> ConceptPack:
     """Read one concept file.
 
     Raises:
-        PackError: it is no YAML, or a rule of the format is broken.
+        PackError: it is no YAML, too large, or a rule of the format is broken.
     """
     try:
-        return ConceptPack.model_validate(yaml.safe_load(path.read_text("utf-8")))
+        if path.stat().st_size > MAX_FILE:
+            raise PackError(f"{path} has more than {MAX_FILE} bytes.", "See docs/packs.md for the format.")
+        return ConceptPack.model_validate(read_yaml(path))
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise PackError(f"{path}: {faults}.", "See docs/packs.md for the format.") from error
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PackError(f"{path}: {faults(error)}.", "See docs/packs.md for the format.") from error
+    except (OSError, yaml.YAMLError) as error:
         raise PackError(f"{path} cannot be read: {error}.", "See docs/packs.md for the format.") from error

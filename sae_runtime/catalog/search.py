@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
+import torch
 from pydantic import BaseModel
-from sqlalchemy import ColumnElement, or_, select
-from torch.nn.functional import cosine_similarity
+from sqlalchemy import ColumnElement, and_, or_, select
+from torch import Tensor
+from torch.nn.functional import normalize
 
-from sae_runtime.catalog.store import open_catalog
+from sae_runtime.catalog.excerpts import MAX_LABEL, cut
+from sae_runtime.catalog.location import CatalogLocation
+from sae_runtime.catalog.store import open_catalog, storable
 from sae_runtime.catalog.tables import (
     ConceptRow,
     FeatureExampleRow,
     FeatureRow,
+    SaeRow,
     SenseRow,
     SignatureRow,
     SignatureWeightRow,
@@ -24,6 +28,7 @@ from sae_runtime.sae import SAE
 
 Where = Literal["index", "label", "concept", "context"]
 _LONGEST_QUERY = 200  # characters; SQLite refuses very long patterns
+_BLOCK = 8_192  # directions that are compared at once; so many fit a cache
 _LONGEST_INDEX = 9  # digits; more do not fit every database's integers
 
 
@@ -41,15 +46,16 @@ class FeatureHit(BaseModel):
     density: float
 
 
-def search_features(location: Path | str, query: str, limit: int = 30) -> list[FeatureHit]:
+def search_features(location: CatalogLocation | str, query: str, limit: int = 30) -> list[FeatureHit]:
     """Features that match ``query``, those found by index first, then by label, concept and context.
 
     Among features found in the same place the validated ones come first, then lower indices. Letters match in either
-    case (in SQLite those of ASCII); ``%`` and ``_`` stand for themselves.
+    case (in SQLite those of ASCII, in PostgreSQL as its locale has them); ``%`` and ``_`` stand for themselves.
 
     Args:
         location: the catalog.
-        query: an index, or a part of a label, description, concept slug or example text. A blank one finds nothing.
+        query: an index, or a part of a label, description, concept slug or example text. A blank one finds nothing,
+            nor does one with characters that no catalog can hold (NUL, half a surrogate pair).
         limit: most hits.
 
     Raises:
@@ -57,7 +63,7 @@ def search_features(location: Path | str, query: str, limit: int = 30) -> list[F
     """
     words = query.strip()[:_LONGEST_QUERY]
     hits: dict[int, FeatureHit] = {}
-    if not words:
+    if not words or not storable(words):
         return []
     order = (FeatureRow.validated.desc(), FeatureRow.index)
     fields = (FeatureRow.index, FeatureRow.label, FeatureRow.validated, FeatureRow.density)
@@ -66,7 +72,8 @@ def search_features(location: Path | str, query: str, limit: int = 30) -> list[F
             if len(hits) >= limit:
                 break
             for row in session.execute(select(*fields).where(condition).order_by(*order).limit(limit)).mappings():
-                hits.setdefault(row["index"], FeatureHit(where=where, **row))
+                shown = {**row, "label": cut(row["label"], MAX_LABEL)}
+                hits.setdefault(row["index"], FeatureHit(where=where, **shown))
     return list(hits.values())[:limit]
 
 
@@ -84,21 +91,29 @@ def nearest_features(sae: SAE, index: int, limit: int = 8) -> list[tuple[int, fl
     Raises:
         InputError: ``sae`` does not hold the latent.
     """
-    latents = sae.latents
-    if index not in latents:
+    places = (sae.held == index).nonzero().flatten().tolist() if 0 <= index < 2**31 else []
+    if not places:
         raise InputError(f"The dictionary at hand does not hold feature {index}.", "Name a catalogued feature.")
-    place = latents.index(index)
-    directions = sae.weights["W_dec"].float()
-    cosines = cosine_similarity(directions, directions[place : place + 1], dim=1)
-    cosines[place] = -2.0  # below every cosine
-    best = cosines.topk(min(limit, len(latents) - 1))
-    return [(latents[other], cosine) for other, cosine in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+    directions = sae.weights["W_dec"]
+    own = normalize(directions[places[0]].float(), dim=0)
+    # In blocks, since a large dictionary does not fit into memory a second time.
+    cosines = torch.cat([_cosines(block.float(), own) for block in directions.split(_BLOCK)])
+    cosines[places[0]] = -2.0  # below every cosine
+    best = cosines.topk(min(limit, len(cosines) - 1))
+    return list(zip(sae.held[best.indices.cpu()].tolist(), best.values.tolist(), strict=True))
+
+
+def _cosines(directions: Tensor, unit: Tensor) -> Tensor:
+    """Cosines of ``directions`` ``[n, d_in]`` with a vector of norm one; zero for a direction of zeros."""
+    return directions @ unit / directions.norm(dim=1).clamp(min=1e-8)
 
 
 def _conditions(words: str) -> Iterator[tuple[Where, ColumnElement[bool]]]:
     """What a feature must satisfy to be found, best kind first."""
     if words.isdecimal() and len(words) <= _LONGEST_INDEX:
-        yield "index", FeatureRow.index == int(words)
+        # The SAE's number makes the pair that is indexed.
+        sae_id = select(SaeRow.id).order_by(SaeRow.id).limit(1).scalar_subquery()
+        yield "index", and_(FeatureRow.sae_id == sae_id, FeatureRow.index == int(words))
     texts = (FeatureRow.label, FeatureRow.description)
     yield "label", or_(*(text.icontains(words, autoescape=True) for text in texts))
     users = (

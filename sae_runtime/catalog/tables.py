@@ -1,4 +1,8 @@
-"""The catalog's tables (SQLAlchemy 2). Migrations in the top-level ``migrations`` folder create and upgrade them."""
+"""The catalog's tables (SQLAlchemy 2). Migrations in the top-level ``migrations`` folder create and upgrade them.
+
+Lists have an order of their own, since PostgreSQL returns rows in any: sums over them would differ in their last digits.
+Text is ordered in Python, since databases collate it differently.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +100,9 @@ class FeatureRow(Base):
     sensitivity: Mapped[float | None]
     context_free: Mapped[float | None]
     sense_purity: Mapped[float | None]
-    examples: Mapped[list[FeatureExampleRow]] = relationship(order_by="FeatureExampleRow.activation.desc()")
+    examples: Mapped[list[FeatureExampleRow]] = relationship(
+        order_by="FeatureExampleRow.activation.desc(), FeatureExampleRow.id"
+    )
 
 
 class FeatureExampleRow(Base):
@@ -164,10 +170,10 @@ class SenseRow(Base):
     gloss: Mapped[str]
     domains: Mapped[list[str]]
     concept: Mapped[ConceptRow] = relationship(back_populates="senses")
-    contexts: Mapped[list[SenseContextRow]] = relationship()
+    contexts: Mapped[list[SenseContextRow]] = relationship(order_by="SenseContextRow.id")
     signature: Mapped[SignatureRow] = relationship()
     cues: Mapped[list[CueRow]] = relationship()
-    notes: Mapped[list[NoteRow]] = relationship()
+    notes: Mapped[list[NoteRow]] = relationship(order_by="NoteRow.id")
 
 
 class SenseContextRow(Base):
@@ -189,7 +195,7 @@ class SignatureRow(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     sense_id: Mapped[int] = mapped_column(ForeignKey("senses.id"), unique=True)
     bias: Mapped[float]
-    weights: Mapped[list[SignatureWeightRow]] = relationship()
+    weights: Mapped[list[SignatureWeightRow]] = relationship(order_by="SignatureWeightRow.feature_id")
 
 
 class SignatureWeightRow(Base):

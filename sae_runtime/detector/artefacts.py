@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sae_runtime.catalog.file import CatalogFile
+from sae_runtime.catalog.location import CatalogLocation, catalog_location
 from sae_runtime.catalog.view import CatalogView
 from sae_runtime.errors import FingerprintError, InputError
 from sae_runtime.models import ResolvedModel, fingerprint_model, resolve_model
@@ -15,15 +17,38 @@ from sae_runtime.sae.fingerprint import fingerprint_sae
 
 @dataclass(frozen=True)
 class Artefacts:
-    """A model, its catalog, and the folder that holds catalog and SAE."""
+    """A model, its catalog, the folder that holds SAE and catalog, and the catalog's file as it was when it was opened.
+
+    ``elsewhere``: where the catalog is when it is not in the folder; on a server there is no ``file``.
+    """
 
     model: ResolvedModel
     view: CatalogView
     folder: Path
+    file: CatalogFile | None = None
+    elsewhere: CatalogLocation | None = None
+
+    @property
+    def catalog(self) -> CatalogLocation:
+        """Where the catalog is."""
+        return self.elsewhere or self.folder / CATALOG_FILE
 
     @classmethod
-    def open(cls, model: str, *, folder: Path | None = None, fetch: bool = True) -> Artefacts:
+    def open(
+        cls,
+        model: str,
+        *,
+        folder: Path | None = None,
+        catalog: CatalogLocation | str | None = None,
+        fetch: bool = True,
+    ) -> Artefacts:
         """Open the catalog in ``folder`` (None: the one shipped for ``model``) and check that it is of this model.
+
+        Args:
+            model: built-in name, folder or hub id.
+            folder: holds the SAE, and the catalog unless ``catalog`` names another.
+            catalog: a file, or a database on a server.
+            fetch: download a built-in model that is not here yet.
 
         Raises:
             InputError: there are no artefacts.
@@ -37,13 +62,17 @@ class Artefacts:
                 f"There are no artefacts for model '{resolved.name}' ({folder}).",
                 f"Shipped ones exist for {shipped}. Make your own with `sensecheck build`, then pass --artefacts.",
             )
-        view = CatalogView.load(folder / CATALOG_FILE)
+        elsewhere = None if catalog is None else catalog_location(catalog)
+        place = elsewhere or folder / CATALOG_FILE
+        # Before it is read: what comes later is another one.
+        file = CatalogFile.of(place) if isinstance(place, Path) else None
+        view = replace(CatalogView.load(place), fingerprint=file.fingerprint if file else None)
         if differing := view.model.differences(fingerprint_model(resolved.path)):
             raise FingerprintError(
-                f"The catalog {folder / CATALOG_FILE} was built for another model: {', '.join(differing)} differ.",
+                f"The catalog {place} was built for another model: {', '.join(differing)} differ.",
                 f"It belongs to '{view.model_name}'. Serve that model, or build a catalog for yours.",
             )
-        return cls(resolved, view, folder)
+        return cls(resolved, view, folder, file, elsewhere)
 
     def load_sae(self, device: str = "cpu") -> SAE:
         """The SAE, checked to be the one that the catalog was built on.
@@ -51,7 +80,7 @@ class Artefacts:
         Raises:
             ArtefactError, FingerprintError: it is damaged, or another one.
         """
-        sae = load_sae(self.folder, device=device)
+        sae = load_sae(self.folder, device=device, compact=True)
         self.check_sae()
         return sae
 

@@ -20,6 +20,8 @@ from sae_runtime.catalog.view import Concept
 # Log-odds that a declared domain adds to its senses. Strong, but three clear cues for another sense outweigh it.
 DOMAIN_LOGIT = 4.0
 PICKED = "your choice"
+MAX_WORD = 64
+"""Characters of the longest word that counts as one: stems of longer ones are neither computed nor remembered."""
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
 _stemmer = snowballstemmer.stemmer("english")
 
@@ -38,8 +40,9 @@ def stem_places(text: str) -> Places:
     """All words of ``text`` by their stem. Made once per message, so that many mentions do not each read the whole text."""
     places: Places = {}
     for match in _WORD.finditer(text):
-        word = match[0].lower()
-        places.setdefault(stem(word), []).append((match.start(), word))
+        if match.end() - match.start() <= MAX_WORD:
+            word = match[0].lower()
+            places.setdefault(stem(word), []).append((match.start(), word))
     return places
 
 

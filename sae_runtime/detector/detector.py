@@ -8,20 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_runtime.catalog.stored import KEPT_CONCEPTS, Recent
 from sae_runtime.catalog.view import CatalogView, Concept
 from sae_runtime.detector.context import Places, intended_senses, softmax, stem_places
-from sae_runtime.detector.mentions import Mention, MentionFinder, fold
+from sae_runtime.detector.imitations import find_imitations
+from sae_runtime.detector.mentions import Mention, MentionFinder
 from sae_runtime.detector.notes import render_note
-from sae_runtime.detector.results import FeatureActivation, MentionReading, Misread, Reading, TokenReading
-from sae_runtime.detector.sites import site_tokens
+from sae_runtime.detector.results import FeatureActivation, Imitation, MentionReading, Misread, Reading, TokenReading
+from sae_runtime.detector.sites import TokenPlaces
 from sae_runtime.engines.chat import ChatEncoder, ChatMessage, EncodedChat
 from sae_runtime.engines.features import PromptFeatures
 from sae_runtime.errors import EngineError, InputError
 
+MAX_MENTIONS = 512
+"""Mentions that one reading judges, the first ones: each costs time and a place in the answer."""
 _TOKEN_FEATURES = 6
 _DECIDING_FEATURES = 5
 
@@ -46,6 +51,8 @@ class Plan:
         latents: latents that the reading needs (indices in the full dictionary); None for all.
         domain: the deployer's declared domain.
         picks: senses that the user chose, by concept.
+        left_out: how many mentions beyond :data:`MAX_MENTIONS` there are.
+        imitations: what looks like a note in the messages as they came.
     """
 
     messages: Sequence[ChatMessage]
@@ -54,6 +61,8 @@ class Plan:
     latents: list[int] | None
     domain: str | None
     picks: Mapping[str, str] = field(default_factory=dict)
+    left_out: int = 0
+    imitations: list[Imitation] = field(default_factory=list)
 
     @property
     def needs_model(self) -> bool:
@@ -70,20 +79,23 @@ class Detector:
         context_length: longer prompts are cut to this many tokens, their head.
     """
 
-    def __init__(self, view: CatalogView, encoder: ChatEncoder, context_length: int) -> None:
-        self.view = view
+    def __init__(
+        self, view: CatalogView, encoder: ChatEncoder, context_length: int, *, finder: MentionFinder | None = None
+    ) -> None:
         self.encoder = encoder
         self.context_length = context_length
-        self._finder = MentionFinder(view.concepts)
-        self._readouts = {concept.slug: Readout.of(concept) for concept in view.concepts}
-        self.width = max(view.features, default=0) + 1
+        self._finder = finder or MentionFinder(view.concepts)
+        self.view = replace(view, concepts=self._finder.concepts)
+        self._readouts: Recent[str, Readout] = Recent(KEPT_CONCEPTS)
+
+    @cached_property
+    def width(self) -> int:
+        """One more than the largest index of a catalogued feature."""
+        return max(self.view.features, default=0) + 1
 
     def with_concepts(self, concepts: Sequence[Concept]) -> Detector:
         """A detector with ``concepts`` beside the catalog's, and instead of those that share a form with them."""
-        taken = {fold(form) for concept in concepts for form in concept.forms}
-        kept = [concept for concept in self.view.concepts if not taken & {fold(form) for form in concept.forms}]
-        view = replace(self.view, concepts=(*kept, *concepts))
-        return Detector(view, self.encoder, self.context_length)
+        return Detector(self.view, self.encoder, self.context_length, finder=self._finder.beside(concepts))
 
     def plan(
         self,
@@ -101,7 +113,7 @@ class Detector:
         Args:
             messages: the conversation as the model will see it.
             domain: the deployer's declared domain; senses of that domain count as intended.
-            read: indices of the messages in which mentions are looked for; None takes the last user message.
+            read: indices of the messages in which mentions are looked for, each once; None: the last user message.
             tokens: also read every token, for people who look at it; otherwise only what the mentions need.
             only: slugs of the concepts to look for; None: all.
             without: slugs of concepts to pass over.
@@ -111,21 +123,40 @@ class Detector:
             InputError: there is nothing to read, or a picked sense does not exist.
         """
         self._check_picks(picks or {})
-        wanted = _last_user(messages) if read is None else list(read)
+        wanted = _last_user(messages) if read is None else list(dict.fromkeys(read))
         chat = self.encoder.encode(messages, limit=self.context_length)
+        places = TokenPlaces(chat.spans)
+        slug_of = self._finder.concepts.slug_of
+        found = [
+            (message, hit)
+            for message in wanted
+            for hit in self._finder.hits(messages[message]["content"])
+            if (only is None or slug_of(hit.key) in only)
+            and slug_of(hit.key) not in without
+            and places.site("mention", message, hit.start, hit.end)
+        ]
+        left_out = max(0, len(found) - MAX_MENTIONS)
+        found = found[:MAX_MENTIONS]
+        concepts = self._finder.concepts.many({hit.key for _, hit in found})
         mentions = [
             PlacedMention(
-                mention,
+                Mention(concepts[hit.key], hit.start, hit.end),
                 message,
-                site_tokens(mention.concept.site, chat.spans, message, mention.start, mention.end),
+                places.site(concepts[hit.key].site, message, hit.start, hit.end),
             )
-            for message in wanted
-            for mention in self._finder.find(messages[message]["content"])
-            if (only is None or mention.concept.slug in only) and mention.concept.slug not in without
+            for message, hit in found
         ]
-        mentions = [placed for placed in mentions if placed.tokens]
         needed = {latent for placed in mentions for latent in self._readout(placed).latents.tolist()}
-        return Plan(messages, chat, mentions, None if tokens else sorted(needed), domain, dict(picks or {}))
+        return Plan(
+            messages=messages,
+            chat=chat,
+            mentions=mentions,
+            latents=None if tokens else sorted(needed),
+            domain=domain,
+            picks=dict(picks or {}),
+            left_out=left_out,
+            imitations=find_imitations(messages),
+        )
 
     def reading(self, plan: Plan, features: PromptFeatures | None) -> Reading:
         """Judge what was planned.
@@ -158,19 +189,28 @@ class Detector:
             misreads=misreads,
             tokens=self._tokens(plan.chat, features) if features is not None and plan.latents is None else [],
             truncated=plan.chat.truncated,
+            mentions_left_out=plan.left_out,
+            imitations=plan.imitations,
+            catalog=self.view.fingerprint,
         )
 
     def _check_picks(self, picks: Mapping[str, str]) -> None:
         for concept, sense in picks.items():
-            known = self._readouts.get(concept)
-            if known is None or sense not in known.slugs:
-                senses = f"has the senses {', '.join(known.slugs)}" if known else "is no concept of the catalog"
+            known = self._finder.concepts.named(concept)
+            slugs = [one.slug for one in known.senses] if known else []
+            if sense not in slugs:
+                senses = f"has the senses {', '.join(slugs)}" if known else "is no concept of the catalog"
                 raise InputError(
                     f"'{sense}' cannot be picked: '{concept}' {senses}.", "Pick one of a concept's senses."
                 )
 
     def _readout(self, placed: PlacedMention) -> Readout:
-        return self._readouts[placed.mention.concept.slug]
+        concept = placed.mention.concept
+        known, missing = self._readouts.get([concept.slug])
+        if missing:
+            known = {concept.slug: Readout.of(concept)}
+            self._readouts.put(known)
+        return known[concept.slug]
 
     def _judge(
         self, placed: PlacedMention, plan: Plan, features: PromptFeatures | None, places: Places
@@ -179,7 +219,7 @@ class Detector:
         text = plan.messages[placed.message]["content"]
         readout = self._readout(placed)
         # A glossary's term may have no latents at all, when nothing told its sentences apart; its bias says "unknown".
-        pooled = np.zeros(0) if features is None else features.pooled(placed.tokens, self.width)[readout.latents]
+        pooled = np.zeros(0) if features is None else features.pooled_at(placed.tokens, readout.latents)
         reading = readout.senses(pooled)
         picked = plan.picks.get(concept.slug)
         intended, evidence = intended_senses(concept, places, end, plan.domain, picked)
@@ -218,24 +258,23 @@ class Detector:
         rows = {sense: row for row, sense in enumerate(readout.slugs)}
         pulls = pooled * (readout.weights[rows[read_as]] - readout.weights[rows[meant]])
         order = np.lexsort((readout.latents, -pulls))[:_DECIDING_FEATURES]
-        return [self._activation(int(readout.latents[i]), float(pooled[i]) ** 2) for i in order if pulls[i] > 0]
+        deciding = [(int(readout.latents[i]), float(pooled[i]) ** 2) for i in order if pulls[i] > 0]
+        labels = self.view.labels([latent for latent, _ in deciding])
+        return [_activation(labels, latent, value) for latent, value in deciding]
 
     def _tokens(self, chat: EncodedChat, features: PromptFeatures) -> list[TokenReading]:
+        strongest = features.strongest(_TOKEN_FEATURES)
+        labels = self.view.labels({latent for row in strongest for latent, _ in row})
         return [
             TokenReading(
                 text=span.text,
                 message=span.message,
                 start=span.start,
                 end=span.end,
-                features=[self._activation(latent, value) for latent, value in row],
+                features=[_activation(labels, latent, value) for latent, value in row],
             )
-            for span, row in zip(chat.spans, features.strongest(_TOKEN_FEATURES), strict=True)
+            for span, row in zip(chat.spans, strongest, strict=True)
         ]
-
-    def _activation(self, index: int, value: float) -> FeatureActivation:
-        feature = self.view.features.get(index)
-        label = feature.label if feature else f"latent {index}"
-        return FeatureActivation(index=index, label=label, activation=round(value, 3))
 
 
 @dataclass(frozen=True)
@@ -281,6 +320,10 @@ def disagreement(
     read_as = max(reading, key=reading.__getitem__)
     sure = intended[meant] >= intended_above and reading[meant] <= read_below
     return (read_as, meant) if sure and read_as != meant else None
+
+
+def _activation(labels: Mapping[int, str], index: int, value: float) -> FeatureActivation:
+    return FeatureActivation(index=index, label=labels.get(index, f"latent {index}"), activation=round(value, 3))
 
 
 def _last_user(messages: Sequence[ChatMessage]) -> list[int]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sae_runtime.catalog.location import CatalogLocation
 from sae_runtime.detector.artefacts import Artefacts
 from sae_runtime.detector.detector import Detector, Plan
 from sae_runtime.detector.results import Reading
 from sae_runtime.engines.chat import ChatEncoder, ChatMessage
 from sae_runtime.engines.features import PromptFeatures, encode_prompt
 from sae_runtime.engines.transformers import TransformersEngine
+from sae_runtime.errors import FingerprintError, SensecheckError
 from sae_runtime.glossary.cache import GlossaryCache
 from sae_runtime.glossary.compile import plans, with_glossary
 from sae_runtime.glossary.terms import Glossary
@@ -27,16 +30,25 @@ class Inspector:
     Use :meth:`from_model` to open the artefacts that belong to a model.
     """
 
-    def __init__(self, detector: Detector, sae: SAE, engine: TransformersEngine) -> None:
+    def __init__(
+        self, detector: Detector, sae: SAE, engine: TransformersEngine, opened: Artefacts | None = None
+    ) -> None:
         self.detector = detector
         self.view = detector.view
         self.engine = engine
         self.sae = sae
+        self.opened = opened
         self._glossaries = GlossaryCache()
 
     @classmethod
     def from_model(
-        cls, model: str, *, artefacts: Path | None = None, device: str = "cpu", fetch: bool = True
+        cls,
+        model: str,
+        *,
+        artefacts: Path | None = None,
+        catalog: CatalogLocation | str | None = None,
+        device: str = "cpu",
+        fetch: bool = True,
     ) -> Inspector:
         """Open a model with its SAE and catalog and check that they belong together.
 
@@ -44,13 +56,14 @@ class Inspector:
             model: built-in name, folder or hub id.
             artefacts: folder with ``cfg.json``, ``sae_weights.safetensors`` and ``catalog.sqlite``; None takes the
                 ones shipped for the model.
+            catalog: another file, or the URL of a database, instead of the folder's ``catalog.sqlite``.
             device: torch device of the engine.
             fetch: download a built-in model that is not here yet.
 
         Raises:
             ModelError, ArtefactError, FingerprintError: see their remedies.
         """
-        return cls.from_artefacts(Artefacts.open(model, folder=artefacts, fetch=fetch), device=device)
+        return cls.from_artefacts(Artefacts.open(model, folder=artefacts, catalog=catalog, fetch=fetch), device=device)
 
     @classmethod
     def from_artefacts(cls, opened: Artefacts, *, device: str = "cpu") -> Inspector:
@@ -61,7 +74,24 @@ class Inspector:
         """
         engine = TransformersEngine(opened.model.path, opened.view.layer, device=device)
         detector = Detector(opened.view, ChatEncoder(opened.model.path), engine.context_length)
-        return cls(detector, opened.load_sae(device), engine)
+        return cls(detector, _fitting_sae(opened, engine), engine, opened)
+
+    def renewed(self, opened: Artefacts) -> Inspector:
+        """An inspector with the same model and other artefacts, which are of the same layer. This one goes on as it is.
+
+        Glossaries that are in use here are compiled for the new one, too.
+
+        Raises:
+            EngineError, ArtefactError, FingerprintError: the SAE cannot be loaded, is another one, or does not fit.
+        """
+        old = self.detector
+        same = opened.view.sae_fingerprint == self.view.sae_fingerprint
+        sae = self.sae if same else _fitting_sae(opened, self.engine)
+        found = Inspector(Detector(opened.view, old.encoder, old.context_length), sae, self.engine, opened)
+        for glossary in self._glossaries.known():
+            with suppress(SensecheckError):  # it is tried again when it is used
+                found.detector_for(glossary)
+        return found
 
     def inspect(
         self, messages: Sequence[ChatMessage], *, glossary: Glossary | None = None, tokens: bool = True, **options: Any
@@ -159,3 +189,18 @@ class Inspector:
             return detector, detector.plan(messages, **options)
         except Exception as error:
             return error
+
+
+def _fitting_sae(opened: Artefacts, engine: TransformersEngine) -> SAE:
+    """The SAE of the artefacts on the engine's device.
+
+    Raises:
+        ArtefactError, FingerprintError: it is damaged, another one, or of another width than the model's stream.
+    """
+    sae = opened.load_sae(str(engine.device))
+    if sae.d_in != engine.d_model:
+        raise FingerprintError(
+            f"The SAE in {opened.folder} reads {sae.d_in} dimensions, the model has {engine.d_model}.",
+            "Restore the artefacts of this model.",
+        )
+    return sae

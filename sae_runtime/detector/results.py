@@ -65,11 +65,34 @@ class Misread(_Result):
     features: list[FeatureActivation]
 
 
+class PlacedNote(_Result):
+    """A note where it stands: ``note`` is ``content[start:end]`` of message number ``message`` of the annotated conversation.
+
+    Whatever else looks like a note there is none of ours.
+    """
+
+    note: str
+    message: int
+    start: int
+    end: int
+
+
+class Imitation(_Result):
+    """Text of the prompt, before anything was added, that looks like a note's frame: ``content[start:end]`` of message
+    number ``message``, from its opening to its closing bracket if that is near."""
+
+    message: int
+    start: int
+    end: int
+
+
 class Reading(_Result):
     """The reading of one conversation.
 
     ``tokens`` is empty unless it was asked for. ``truncated`` says that the prompt was longer than the model's context
-    and only its head was read.
+    and only its head was read, ``mentions_left_out`` how many mentions beyond the limit were not. ``imitations`` are the
+    first places where the prompt itself looks like a note. ``catalog``: fingerprint of the catalog's file that it was made
+    with, as the server's health names it; None for a catalog on a database server.
     """
 
     model: str
@@ -77,6 +100,9 @@ class Reading(_Result):
     misreads: list[Misread]
     tokens: list[TokenReading]
     truncated: bool
+    mentions_left_out: int = 0
+    imitations: list[Imitation] = []
+    catalog: str | None = None
     timings_ms: dict[str, float] = {}
 
     def timed(self, marks: Sequence[float]) -> Reading:

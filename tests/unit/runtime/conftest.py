@@ -1,15 +1,22 @@
-"""Helpers for the unit tests of ``sae_runtime``: a private cache, tiny tokenizers, hand-made concepts."""
+"""Helpers for the unit tests of ``sae_runtime``: a private cache, catalogs, tiny tokenizers, hand-made concepts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
+from postgres_server import PostgresServer
+from sqlalchemy import URL
 
+from sae_runtime.catalog.copying import copy_catalog
+from sae_runtime.catalog.location import CatalogLocation
 from sae_runtime.catalog.view import Concept, Sense
+from sae_runtime.models.manifest import SMALL_MODEL
+from sae_runtime.paths import CATALOG_FILE, artefacts_for
 
 # The machine may be busy, so examples have no deadline; the same examples run every time.
 settings.register_profile("sensecheck", deadline=None, derandomize=True, database=None)
@@ -29,6 +36,45 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     home = tmp_path_factory.mktemp("sensecheck-home")
     monkeypatch.setenv("SENSECHECK_HOME", str(home))
     return home
+
+
+_DATABASES = ("sqlite", pytest.param("postgresql", marks=pytest.mark.postgres))
+
+
+@pytest.fixture(params=_DATABASES)
+def new_location(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], CatalogLocation]]:
+    """Factory of places for catalogs, on each database in turn: files that are not there yet, or empty databases."""
+    if request.param == "sqlite":
+        names = (f"catalog-{number}.sqlite" for number in count())
+        yield lambda: tmp_path / next(names)
+        return
+    server: PostgresServer = request.getfixturevalue("postgres")
+    made: list[URL] = []
+
+    def make() -> URL:
+        made.append(server.new_database())
+        return made[-1]
+
+    yield make
+    for url in made:
+        server.drop(url.database)
+
+
+@pytest.fixture
+def location(new_location: Callable[[], CatalogLocation]) -> CatalogLocation:
+    """A place for one catalog, on each database in turn."""
+    return new_location()
+
+
+@pytest.fixture(scope="session", params=_DATABASES)
+def shipped(request: pytest.FixtureRequest) -> CatalogLocation:
+    """The small model's shipped catalog: the file itself, and a copy of it on PostgreSQL; nobody writes to it."""
+    file = artefacts_for(SMALL_MODEL) / CATALOG_FILE
+    if request.param == "sqlite":
+        return file
+    url = request.getfixturevalue("postgres").new_database()
+    copy_catalog(file, url)
+    return url
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,10 @@
-"""Catalog files: schema and migrations agree, broken files are refused, serving cannot write."""
+"""Catalogs on both databases: schema and migrations agree, broken ones are refused, serving cannot write."""
 
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from importlib import resources
@@ -20,6 +22,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from sae_runtime.catalog import store
+from sae_runtime.catalog.location import CatalogLocation
 from sae_runtime.catalog.store import catalog_engine, create_catalog, open_catalog, seal_catalog, upgrade_catalog
 from sae_runtime.catalog.tables import Base, FeatureRow, ModelRow, SaeRow
 from sae_runtime.errors import CatalogError, RevisionError
@@ -41,24 +44,37 @@ def sae(**fields: Any) -> SaeRow:
 
 
 @pytest.fixture
-def catalog(tmp_path: Path) -> Path:
-    """A sealed catalog of several pages."""
+def catalog(location: CatalogLocation) -> CatalogLocation:
+    """A catalog with rows, on each database in turn."""
+    return filled(location)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A sealed SQLite catalog of several pages."""
     path = tmp_path / "catalog.sqlite"
-    engine = create_catalog(path)
-    with Session(engine) as session, session.begin():
-        session.add_all(model(f"model {number} " + "x" * 500) for number in range(60))
-    engine.dispose()
+    filled(path)
     seal_catalog(path)
     return path
 
 
-def execute(path: Path, statement: str) -> None:
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute(statement)
+def filled(location: CatalogLocation) -> CatalogLocation:
+    engine = create_catalog(location)
+    with Session(engine) as session, session.begin():
+        session.add_all(model(f"model {number} " + "x" * 500) for number in range(60))
+    engine.dispose()
+    return location
 
 
-def test_upgrading_creates_every_table_at_the_newest_revision(tmp_path: Path) -> None:
-    engine = create_catalog(tmp_path / "new.sqlite")
+def execute(location: CatalogLocation, statement: str) -> None:
+    engine = catalog_engine(location, writable=True)
+    with engine.begin() as connection:
+        connection.execute(text(statement))
+    engine.dispose()
+
+
+def test_upgrading_creates_every_table_at_the_newest_revision(location: CatalogLocation) -> None:
+    engine = create_catalog(location)
     with engine.connect() as connection:
         revision = MigrationContext.configure(connection).get_current_revision()
         tables = set(inspect(connection).get_table_names())
@@ -67,8 +83,8 @@ def test_upgrading_creates_every_table_at_the_newest_revision(tmp_path: Path) ->
     assert tables == set(Base.metadata.tables) | {"alembic_version"}
 
 
-def test_migrations_and_tables_describe_the_same_schema(tmp_path: Path) -> None:
-    engine = create_catalog(tmp_path / "new.sqlite")
+def test_migrations_and_tables_describe_the_same_schema(location: CatalogLocation) -> None:
+    engine = create_catalog(location)
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         difference = compare_metadata(context, Base.metadata)
@@ -76,9 +92,9 @@ def test_migrations_and_tables_describe_the_same_schema(tmp_path: Path) -> None:
     assert difference == []
 
 
-def test_constraint_names_are_those_of_the_tables(tmp_path: Path) -> None:
+def test_constraint_names_are_those_of_the_tables(location: CatalogLocation) -> None:
     """``compare_metadata`` skips check constraints and names, on which later migrations will depend."""
-    engine = create_catalog(tmp_path / "new.sqlite")
+    engine = create_catalog(location)
     inspector = inspect(engine)
     for name, table in Base.metadata.tables.items():
         several = (inspector.get_check_constraints, inspector.get_unique_constraints, inspector.get_foreign_keys)
@@ -87,8 +103,8 @@ def test_constraint_names_are_those_of_the_tables(tmp_path: Path) -> None:
     engine.dispose()
 
 
-def test_downgrading_to_nothing_removes_every_table(tmp_path: Path) -> None:
-    engine = create_catalog(tmp_path / "new.sqlite")
+def test_downgrading_to_nothing_removes_every_table(location: CatalogLocation) -> None:
+    engine = create_catalog(location)
     with engine.begin() as connection:
         config = migrations()
         config.attributes["connection"] = connection
@@ -97,7 +113,7 @@ def test_downgrading_to_nothing_removes_every_table(tmp_path: Path) -> None:
     engine.dispose()
 
 
-def test_upgrading_again_keeps_the_data(catalog: Path) -> None:
+def test_upgrading_again_keeps_the_data(catalog: CatalogLocation) -> None:
     upgrade_catalog(catalog)
     with open_catalog(catalog) as session:
         assert session.scalar(select(func.count()).select_from(ModelRow)) == 60
@@ -113,14 +129,37 @@ def test_a_folder_of_any_name_can_hold_a_catalog(tmp_path: Path, name: str) -> N
         assert session.scalars(select(ModelRow)).all() == []
 
 
-def test_sealing_leaves_one_file_without_free_pages(catalog: Path) -> None:
-    execute(catalog, "DELETE FROM models")
-    full = catalog.stat().st_size
-    seal_catalog(catalog)
-    assert [path.name for path in catalog.parent.iterdir()] == ["catalog.sqlite"]
-    assert catalog.stat().st_size < full
-    with open_catalog(catalog) as session:
+def test_sealing_leaves_one_file_without_free_pages(file: Path) -> None:
+    execute(file, "DELETE FROM models")
+    full = file.stat().st_size
+    seal_catalog(file)
+    assert [path.name for path in file.parent.iterdir()] == ["catalog.sqlite"]
+    assert file.stat().st_size < full
+    with open_catalog(file) as session:
         assert session.scalar(text("PRAGMA journal_mode")) == "delete"
+
+
+def test_nobody_else_writes_while_a_catalog_is_sealed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """POSIX takes all of a process's locks on a file away when it closes that file, however often it has it open."""
+    tried = []
+
+    class Connection(sqlite3.Connection):
+        def execute(self, statement: str, *arguments: Any) -> sqlite3.Cursor:
+            if statement.startswith("PRAGMA user_version"):  # the bytes have just been read
+                tried.append(subprocess.run([sys.executable, "-c", other, str(file)], check=False).returncode)
+            return super().execute(statement, *arguments)
+
+    other = (
+        "import sqlite3, sys\n"
+        "try: sqlite3.connect(sys.argv[1], timeout=0, isolation_level=None).execute('BEGIN IMMEDIATE')\n"
+        "except sqlite3.OperationalError as error: sys.exit(9 if 'locked' in str(error) else 1)\n"
+    )
+    connect = sqlite3.connect
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda *arguments, **options: connect(*arguments, factory=Connection, **options)
+    )
+    seal_catalog(file)
+    assert tried == [9]
 
 
 def test_a_missing_file_is_refused_and_not_made(tmp_path: Path) -> None:
@@ -153,23 +192,23 @@ BROKEN: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("writable", [False, True], ids=["read", "write"])
 @pytest.mark.parametrize("damage", BROKEN.values(), ids=BROKEN.keys())
 def test_a_broken_file_is_a_catalog_error_with_a_remedy(
-    catalog: Path, damage: Callable[[Path], Any], writable: bool
+    file: Path, damage: Callable[[Path], Any], writable: bool
 ) -> None:
-    damage(catalog)
-    with pytest.raises(CatalogError) as caught, open_catalog(catalog, writable=writable) as session:
+    damage(file)
+    with pytest.raises(CatalogError) as caught, open_catalog(file, writable=writable) as session:
         session.scalars(select(ModelRow)).all()
     assert "catalog.sqlite" in caught.value.message
     assert caught.value.remedy
 
 
 @pytest.mark.parametrize("damage", ["half a header", "other bytes"])
-def test_a_broken_file_cannot_be_upgraded(catalog: Path, damage: str) -> None:
-    BROKEN[damage](catalog)
+def test_a_broken_file_cannot_be_upgraded(file: Path, damage: str) -> None:
+    BROKEN[damage](file)
     with pytest.raises(CatalogError, match=r"catalog\.sqlite.* cannot be upgraded"):
-        upgrade_catalog(catalog)
+        upgrade_catalog(file)
 
 
-def test_a_newer_revision_is_refused_by_opening_and_upgrading(catalog: Path) -> None:
+def test_a_newer_revision_is_refused_by_opening_and_upgrading(catalog: CatalogLocation) -> None:
     execute(catalog, "UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(RevisionError, match="9999") as caught, open_catalog(catalog):
         raise AssertionError("opened a newer catalog")
@@ -178,22 +217,52 @@ def test_a_newer_revision_is_refused_by_opening_and_upgrading(catalog: Path) -> 
         upgrade_catalog(catalog)
 
 
-def test_a_file_without_revision_is_sent_to_the_upgrade_command(catalog: Path) -> None:
+def test_a_file_without_revision_is_sent_to_the_upgrade_command(catalog: CatalogLocation) -> None:
     execute(catalog, "DELETE FROM alembic_version")
     with pytest.raises(RevisionError) as caught, open_catalog(catalog):
         raise AssertionError("opened a catalog without revision")
     assert f"sensecheck db upgrade {catalog}" in caught.value.remedy
 
 
-def test_a_session_for_serving_cannot_write(catalog: Path) -> None:
-    before = catalog.read_bytes()
-    with pytest.raises(CatalogError, match="readonly"), open_catalog(catalog) as session:
+def test_a_session_for_serving_cannot_write(catalog: CatalogLocation) -> None:
+    with pytest.raises(CatalogError, match=r"read-?only"), open_catalog(catalog) as session:
         session.add(model("new"))
         session.commit()
-    assert catalog.read_bytes() == before
+    with pytest.raises(CatalogError, match=r"read-?only"), open_catalog(catalog) as session:
+        session.execute(text("CREATE TABLE other (id INTEGER)"))
+    with open_catalog(catalog) as session:
+        assert session.scalar(select(func.count()).select_from(ModelRow)) == 60
 
 
-def test_a_writable_session_writes(catalog: Path) -> None:
+def test_a_session_for_serving_leaves_the_file_as_it_was(file: Path) -> None:
+    before = file.read_bytes()
+    with pytest.raises(CatalogError, match="readonly"), open_catalog(file) as session:
+        session.add(model("new"))
+        session.commit()
+    assert file.read_bytes() == before
+    assert [path.name for path in file.parent.iterdir()] == ["catalog.sqlite"]
+
+
+def test_a_reader_sees_one_moment_whatever_is_written_meanwhile(catalog: CatalogLocation) -> None:
+    with open_catalog(catalog) as reading:
+        assert reading.scalar(select(func.count()).select_from(ModelRow)) == 60
+        with open_catalog(catalog, writable=True) as writing:
+            writing.add(model("new"))
+            writing.commit()
+        assert reading.scalar(select(func.count()).select_from(ModelRow)) == 60
+    with open_catalog(catalog) as reading:
+        assert reading.scalar(select(func.count()).select_from(ModelRow)) == 61
+
+
+def test_what_is_not_committed_is_gone(catalog: CatalogLocation) -> None:
+    with open_catalog(catalog, writable=True) as session:
+        session.add(model("new"))
+        session.flush()
+    with open_catalog(catalog) as session:
+        assert session.scalar(select(func.count()).select_from(ModelRow)) == 60
+
+
+def test_a_writable_session_writes(catalog: CatalogLocation) -> None:
     with open_catalog(catalog, writable=True) as session:
         session.add(model("new"))
         session.commit()
@@ -201,17 +270,27 @@ def test_a_writable_session_writes(catalog: Path) -> None:
         assert session.scalars(select(ModelRow.name).where(ModelRow.name == "new")).all() == ["new"]
 
 
-def test_a_locked_catalog_is_a_catalog_error(catalog: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_catalog_is_a_catalog_error(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "BUSY_TIMEOUT_MS", 10)
-    with closing(sqlite3.connect(catalog, isolation_level=None)) as other:
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(CatalogError, match="locked"), open_catalog(catalog) as session:
+        with pytest.raises(CatalogError, match="locked"), open_catalog(file) as session:
             session.scalars(select(ModelRow)).all()
 
 
-def test_every_connection_enforces_foreign_keys_and_waits_for_locks(catalog: Path) -> None:
+def test_a_catalog_that_is_in_use_is_not_sealed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "BUSY_TIMEOUT_MS", 10)
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(CatalogError, match="locked") as caught:
+            seal_catalog(file)
+    assert "Close other programs" in caught.value.remedy
+    seal_catalog(file)
+
+
+def test_every_connection_enforces_foreign_keys_and_waits_for_locks(file: Path) -> None:
     for writable in (False, True):
-        with open_catalog(catalog, writable=writable) as session:
+        with open_catalog(file, writable=writable) as session:
             assert session.scalar(text("PRAGMA foreign_keys")) == 1
             assert session.scalar(text("PRAGMA busy_timeout")) == store.BUSY_TIMEOUT_MS
 
@@ -219,15 +298,14 @@ def test_every_connection_enforces_foreign_keys_and_waits_for_locks(catalog: Pat
 @pytest.mark.parametrize(
     ("row", "fault"),
     [
-        (lambda: sae(model_id=99, fingerprint="g"), "FOREIGN KEY"),
-        (lambda: model("twice"), "UNIQUE"),
+        (lambda: sae(model_id=99, fingerprint="g"), "FOREIGN KEY|fk_saes_model_id_models"),
+        (lambda: model("twice"), "UNIQUE|uq_models_name"),
         (lambda: FeatureRow(sae_id=1, index=0, label="x", density=1.5, max_activation=1.0), "ck_features_density"),
     ],
     ids=["foreign key", "unique", "check"],
 )
-def test_constraints_are_enforced(tmp_path: Path, row: Callable[[], Base], fault: str) -> None:
-    create_catalog(tmp_path / "c.sqlite").dispose()
-    engine = catalog_engine(tmp_path / "c.sqlite", writable=True)
+def test_constraints_are_enforced(location: CatalogLocation, row: Callable[[], Base], fault: str) -> None:
+    engine = create_catalog(location)
     with Session(engine) as session:
         session.add(sae(model=model("twice")))
         session.commit()

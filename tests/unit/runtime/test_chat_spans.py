@@ -194,3 +194,10 @@ def test_a_damaged_tokenizer_is_an_engine_error(tokenizer_folder: Callable[..., 
     (folder / "tokenizer.json").write_text('{"version": "1.0", "model"', "utf-8")
     with pytest.raises(EngineError, match=folder.name):
         ChatEncoder(folder)
+
+
+@pytest.mark.parametrize("message", [{"role": "user", "content": "bank \ud83c"}, {"role": "\ud83c", "content": "bank"}])
+def test_half_a_character_is_an_input_error(chatml: ChatEncoder, message: ChatMessage) -> None:
+    """Found by fuzzing: the tokenizer's TypeError went through."""
+    with pytest.raises(InputError, match="half a Unicode character"):
+        chatml.encode([message])

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from yaml_trouble import ODD_YAML
 
 from sae_runtime.catalog.packs import ConceptPack, load_concept, load_packs, parse_context
 from sae_runtime.detector.mentions import fold
@@ -225,3 +226,12 @@ def test_a_concept_in_two_packs_is_refused(tmp_path: Path) -> None:
         (tmp_path / pack / "tip.yaml").write_text(edited(lambda c: None), "utf-8")
     with pytest.raises(PackError, match="tip occur in several packs"):
         load_packs(folder=tmp_path)
+
+
+@pytest.mark.parametrize("value", ODD_YAML)
+def test_values_on_which_the_yaml_library_stumbles_are_refused(tmp_path: Path, value: str) -> None:
+    """Found by fuzzing: errors of the library's conversions, and of very deep nesting, went through."""
+    path = tmp_path / "tip.yaml"
+    path.write_text(f"concept: {value}\n", "utf-8")
+    with pytest.raises(PackError, match=r"tip\.yaml"):
+        load_concept(path)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sae_runtime.build.config import ValidationConfig
 from sae_runtime.build.features.firings import Firings
-from sae_runtime.build.features.fresh import carriers, run_trials, trials
+from sae_runtime.build.features.fresh import carriers, fired, rates, trials
 from sae_runtime.build.features.gates import Validation, gates, judge, summary
 from sae_runtime.build.features.predicates import (
     Bucket,
@@ -197,7 +197,7 @@ def test_fresh_texts_tell_a_word_from_a_word_in_context() -> None:
     lexical = WordSet(WORDS, ids(" bank"))
     contextual = PairSet(WORDS, ids(), pairs((" river", " bank")), ids())
     items = [*trials(0, lexical, WORDS, beginnings, 4, 0), *trials(1, contextual, WORDS, beginnings, 4, 0)]
-    assert run_trials(engine, sae, items) == {(0, True): 1.0, (1, True): 1.0, (1, False): 0.0}
+    assert rates(items, fired(engine, sae, items)) == {(0, True): 1.0, (1, True): 1.0, (1, False): 0.0}
     assert items == [*trials(0, lexical, WORDS, beginnings, 4, 0), *trials(1, contextual, WORDS, beginnings, 4, 0)]
 
 

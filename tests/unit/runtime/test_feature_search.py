@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from sqlalchemy.orm import Session
 
 from sae_runtime.build.features.firings import histogram
+from sae_runtime.catalog.location import CatalogLocation
 from sae_runtime.catalog.search import nearest_features, search_features
 from sae_runtime.catalog.store import create_catalog
 from sae_runtime.catalog.tables import FeatureExampleRow, FeatureRow, ModelRow, SaeRow
@@ -19,7 +18,6 @@ from sae_runtime.paths import CATALOG_FILE, artefacts_for
 from sae_runtime.sae import SAE, ReLUSAE, load_sae
 
 SHIPPED = artefacts_for("smollm2-135m-instruct")
-CATALOG = SHIPPED / CATALOG_FILE
 BEST_FIRST = ("index", "label", "concept", "context")
 
 
@@ -29,10 +27,9 @@ def sae() -> SAE:
 
 
 @pytest.fixture
-def catalog(tmp_path: Path) -> Path:
+def catalog(location: CatalogLocation) -> CatalogLocation:
     """Features whose labels and contexts hold wildcards, digits and one word in several places."""
-    path = tmp_path / "catalog.sqlite"
-    engine = create_catalog(path)
+    engine = create_catalog(location)
     with Session(engine) as session, session.begin():
         owner = ModelRow(name="tiny", weights="w", config="c", tokenizer="t", chat_template="h")
         sae = SaeRow(model=owner, layer=3, hook_name="h", architecture="jumprelu", d_in=4, d_sae=99, fingerprint="f")
@@ -53,54 +50,61 @@ def catalog(tmp_path: Path) -> Path:
             feature(34, "12 months", "plain text", description="Fires on otters."),
         ])  # fmt: skip
     engine.dispose()
-    return path
+    return location
 
 
-def found(location: Path, query: str, limit: int = 30) -> list[tuple[int, str]]:
+def found(location: CatalogLocation, query: str, limit: int = 30) -> list[tuple[int, str]]:
     return [(hit.index, hit.where) for hit in search_features(location, query, limit)]
 
 
-def test_a_number_finds_that_index_before_labels_that_hold_it(catalog: Path) -> None:
+def test_a_number_finds_that_index_before_labels_that_hold_it(catalog: CatalogLocation) -> None:
     assert found(catalog, " 12 ") == [(12, "index"), (34, "label")]
 
 
-def test_labels_and_descriptions_come_before_contexts_and_validated_features_first(catalog: Path) -> None:
+def test_labels_and_descriptions_come_before_contexts_and_validated_features_first(catalog: CatalogLocation) -> None:
     assert found(catalog, "OTTER") == [(7, "label"), (34, "label"), (12, "context")]
 
 
 @pytest.mark.parametrize(("query", "index"), [("%", 4), ("_", 12), ("0 % s", 4)])
-def test_wildcards_of_sql_stand_for_themselves(catalog: Path, query: str, index: int) -> None:
+def test_wildcards_of_sql_stand_for_themselves(catalog: CatalogLocation, query: str, index: int) -> None:
     assert found(catalog, query) == [(index, "label")]
 
 
-@pytest.mark.parametrize("query", ["", "  ", "'; DROP TABLE features; --", "9" * 50, "\\", "/", "x" * 100_000])
-def test_a_query_that_matches_nothing_finds_nothing(catalog: Path, query: str) -> None:
+@pytest.mark.parametrize(
+    "query", ["", "  ", "'; DROP TABLE features; --", "9" * 50, "\\", "/", "x" * 100_000, "\0", "t\0", "\ud800"]
+)
+def test_a_query_that_matches_nothing_finds_nothing(catalog: CatalogLocation, query: str) -> None:
     assert found(catalog, query) == []
 
 
-def test_a_feature_is_found_once_and_the_limit_holds(catalog: Path) -> None:
+def test_a_feature_is_found_once_and_the_limit_holds(catalog: CatalogLocation) -> None:
     assert found(catalog, "t") == [(7, "label"), (34, "label"), (4, "context"), (12, "context")]
     assert found(catalog, "t", limit=3) == found(catalog, "t")[:3]
     assert found(catalog, "t", limit=1) == [(7, "label")]
 
 
-def test_a_concept_finds_the_features_that_its_signatures_read() -> None:
-    idiom = next(concept for concept in CatalogView.load(CATALOG).concepts if concept.slug == "break_the_ice")
+def test_a_concept_finds_the_features_that_its_signatures_read(shipped: CatalogLocation) -> None:
+    idiom = next(concept for concept in CatalogView.load(shipped).concepts if concept.slug == "break_the_ice")
     read = {index for sense in idiom.senses for index in sense.weights}
-    hits = search_features(CATALOG, "Break the Ice", limit=1_000)
+    hits = search_features(shipped, "Break the Ice", limit=1_000)
     assert {hit.index for hit in hits if hit.where == "concept"} == read
 
 
+@pytest.mark.parametrize("query", ["river", "BANK", "12", "%", "_", "n't", "é"])
+def test_both_databases_find_the_same(shipped: CatalogLocation, query: str) -> None:
+    assert search_features(shipped, query, limit=500) == search_features(SHIPPED / CATALOG_FILE, query, limit=500)
+
+
 @pytest.mark.parametrize("query", ["river", "1", "bank"])
-def test_hits_of_the_shipped_catalog_are_sorted_by_kind(query: str) -> None:
-    places = [BEST_FIRST.index(hit.where) for hit in search_features(CATALOG, query, limit=200)]
+def test_hits_of_the_shipped_catalog_are_sorted_by_kind(shipped: CatalogLocation, query: str) -> None:
+    places = [BEST_FIRST.index(hit.where) for hit in search_features(shipped, query, limit=200)]
     assert places
     assert places == sorted(places)
 
 
-def test_a_hit_says_what_the_catalog_says() -> None:
-    index, feature = next(iter(CatalogView.load(CATALOG).features.items()))
-    hit = search_features(CATALOG, str(index))[0]
+def test_a_hit_says_what_the_catalog_says(shipped: CatalogLocation) -> None:
+    index, feature = next(iter(CatalogView.load(shipped).features.items()))
+    hit = search_features(shipped, str(index))[0]
     assert (hit.index, hit.where, hit.label, hit.density) == (index, "index", feature.label, feature.density)
 
 
@@ -154,7 +158,7 @@ def test_the_shipped_catalogs_have_a_histogram_of_each_feature_up_to_its_stronge
         assert sum(detail.histogram["counts"]) > 0
 
 
-def test_a_feature_without_histogram_has_none(catalog: Path) -> None:
+def test_a_feature_without_histogram_has_none(catalog: CatalogLocation) -> None:
     detail = feature_detail(catalog, 7)
     assert detail is not None
     assert detail.histogram is None

@@ -17,10 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
+from yaml_trouble import ODD_YAML
 
 from sae_runtime.catalog.view import CatalogView, Concept, Feature
 from sae_runtime.detector import Detector, Plan
 from sae_runtime.detector.detector import Readout, misread_senses
+from sae_runtime.detector.mentions import MentionFinder
 from sae_runtime.engines.chat import ChatEncoder
 from sae_runtime.engines.features import PromptFeatures
 from sae_runtime.errors import EngineError, InputError
@@ -120,6 +122,24 @@ def test_a_file_that_is_no_glossary_is_named(tmp_path: Path, content: str | None
     with pytest.raises(InputError, match=r"glossary\.yaml") as caught:
         Glossary.from_yaml(path)
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("value", ODD_YAML)
+def test_values_on_which_the_yaml_library_stumbles_are_refused(tmp_path: Path, value: str) -> None:
+    """Found by fuzzing."""
+    path = tmp_path / "glossary.yaml"
+    path.write_text(f"churn: {value}\n", "utf-8")
+    with pytest.raises(InputError, match="glossary"):
+        Glossary.from_yaml(path)
+
+
+@pytest.mark.parametrize("name", ["İzin", "aİb", "STRAẞE", "Ǆa", "ϴa"])
+def test_a_term_is_found_whatever_its_letters_become_in_lower_case(name: str) -> None:
+    """Found by fuzzing: İ is two characters in lower case, no sentence held the term, and compiling it failed."""
+    (term,) = Glossary.from_dict({name: CHURN}).terms
+    assert len(sentences(term)) == 6
+    concept = fit_term(term, sentences(term), np.eye(6))
+    assert MentionFinder([concept]).find(f"about {term.term}.")
 
 
 @pytest.mark.parametrize(
@@ -555,7 +575,7 @@ async def test_concurrent_callers_share_one_compilation(detector: Detector) -> N
     assert len([text for text in reader.calls if text != "Our churn and the milk"]) == len(sentences(GLOSSARY.terms[0]))
     assert len((await inspect(service)).misreads) == 1
     assert service.counters["glossaries"] == 1
-    assert service._compiling == {}
+    assert service._current.compiling == {}
 
 
 async def test_a_caller_that_gives_up_does_not_end_the_compilation(detector: Detector) -> None:
@@ -579,7 +599,7 @@ async def test_a_compilation_that_nobody_waits_for_is_there_for_the_next(detecto
     only.cancel()
     with pytest.raises(asyncio.CancelledError):
         await only
-    (compiling,) = service._compiling.values()
+    (compiling,) = service._current.compiling.values()
     reader.release.set()
     await compiling
     asked = len(reader.calls)

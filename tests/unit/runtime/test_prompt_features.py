@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -103,3 +105,55 @@ def test_tokens_that_were_not_captured_are_an_error(fault: float) -> None:
 def test_damaged_bytes_are_an_error() -> None:
     with pytest.raises(EngineError, match="damaged"):
         PromptFeatures.from_bytes(b"no features")
+
+
+def test_a_latent_that_is_asked_for_twice_counts_once() -> None:
+    """Found by fuzzing: its activations were there twice, and a reading would have been twice as strong."""
+    stream = residual(9, 3)
+    once, twice = encode_prompt(make_sae(), stream, [5, 7]), encode_prompt(make_sae(), stream, [7, 5, 7, 5])
+    for name, array in vars(once).items():
+        np.testing.assert_array_equal(vars(twice)[name], array)
+
+
+def test_the_latents_of_a_file_may_stand_in_any_order() -> None:
+    stream, order = residual(9, 3), [7, 2, 5]
+    part = make_sae().subset(order)
+    for latent in order:
+        np.testing.assert_allclose(
+            encode_prompt(part, stream, [latent]).pooled(range(9), WIDTH),
+            encode_prompt(make_sae(), stream, [latent]).pooled(range(9), WIDTH),
+            rtol=1e-5,
+        )
+
+
+WHOLE = PromptFeatures(
+    content=np.array([False, True, True]),
+    positions=np.array([1, 2], dtype=np.int32),
+    latents=np.array([7, 5], dtype=np.int32),
+    values=np.array([1.5, 2.0], dtype=np.float32),
+)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"positions": np.array([], dtype=np.int32)},
+        {"positions": np.array([2, 1], dtype=np.int32)},
+        {"positions": np.array([1, 3], dtype=np.int32)},
+        {"positions": np.array([-1, 2], dtype=np.int32)},
+        {"positions": np.array([[1, 2]], dtype=np.int32)},
+        {"positions": np.array([1.0, 2.0], dtype=np.float32)},
+        {"latents": np.array([-1, 5], dtype=np.int32)},
+        {"latents": np.array([7, 5], dtype=np.int64)},
+        {"values": np.array([1.5, np.nan], dtype=np.float32)},
+        {"values": np.array([1.5, np.inf], dtype=np.float32)},
+        {"values": np.array([1.5, 0.0], dtype=np.float32)},
+        {"content": np.array([0, 1, 1], dtype=np.uint8)},
+    ],
+    ids=str,
+)
+def test_arrays_that_do_not_belong_together_are_an_error(change: dict[str, np.ndarray]) -> None:
+    """Found by fuzzing: they were taken, and judging the reading failed with errors of numpy."""
+    assert len(PromptFeatures.from_bytes(WHOLE.to_bytes())) == 3
+    with pytest.raises(EngineError, match="damaged"):
+        PromptFeatures.from_bytes(replace(WHOLE, **change).to_bytes())

@@ -178,6 +178,23 @@ def make_topk_without_k(folder: Path) -> None:
     drop_from_config(folder, "k")
 
 
+def make_topk_with(k: Any) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        save_sae(topk(), folder)
+        edit_config(folder, k=k)
+
+    return make
+
+
+def fold_without_decoder(folder: Path, decoder: Tensor | None) -> None:
+    save_sae(topk(), folder)
+    edit_config(folder, rescale_acts_by_decoder_norm=True)
+    weights = random_weights() | ({} if decoder is None else {"W_dec": decoder})
+    if decoder is None:
+        del weights["W_dec"]
+    save_file(weights, folder / "sae_weights.safetensors")
+
+
 DAMAGE: dict[str, Callable[[Path], Any]] = {
     "empty configuration": lambda folder: (folder / "cfg.json").write_bytes(b""),
     "truncated configuration": lambda folder: truncate(folder / "cfg.json", 0.5),
@@ -192,6 +209,24 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "topk without k": make_topk_without_k,
     "weights of another type": lambda folder: replace_weights(folder, b_gate=torch.zeros(D_SAE)),
     "latents that do not fit": lambda folder: edit_config(folder, metadata={"sensecheck_latents": [1, 2]}),
+    # Found by fuzzing:
+    "latents that are no numbers": lambda folder: edit_config(folder, metadata={"sensecheck_latents": ["a"] * D_SAE}),
+    "latents below zero": lambda folder: edit_config(
+        folder, metadata={"sensecheck_latents": list(range(-1, D_SAE - 1))}
+    ),
+    "latents beyond counting": lambda folder: edit_config(
+        folder, metadata={"sensecheck_latents": [2**63 + n for n in range(D_SAE)]}
+    ),
+    "a latent twice": lambda folder: edit_config(folder, metadata={"sensecheck_latents": [0, 0, *range(2, D_SAE)]}),
+    "latents that are one number": lambda folder: edit_config(folder, metadata={"sensecheck_latents": 5}),
+    "metadata that is no table": lambda folder: edit_config(folder, metadata=[1]),
+    "an architecture that is a list": lambda folder: edit_config(folder, architecture=["topk"]),
+    "topk whose k is no number": make_topk_with("2"),
+    "topk whose k is nothing": make_topk_with(None),
+    "topk whose k is true": make_topk_with(True),
+    "topk whose k is a fraction": make_topk_with(2.5),
+    "weights to be folded that are missing": lambda folder: fold_without_decoder(folder, None),
+    "weights to be folded of one dimension": lambda folder: fold_without_decoder(folder, torch.zeros(D_IN)),
 }
 
 
@@ -230,3 +265,30 @@ def test_the_fingerprint_follows_both_files_and_needs_both(saved: Path) -> None:
     (saved / "cfg.json").unlink()
     with pytest.raises(ArtefactError, match=r"cfg\.json is missing"):
         fingerprint_sae(saved)
+
+
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")], ids=str)
+@pytest.mark.parametrize("name", ["W_enc", "W_dec", "b_enc", "b_dec", "threshold"])
+def test_weights_that_are_no_finite_numbers_are_refused(saved: Path, name: str, value: float) -> None:
+    weights = {key: tensor.clone() for key, tensor in jumprelu().weights.items()}
+    weights[name].view(-1)[-1] = value
+    save_file(weights, saved / "sae_weights.safetensors")
+    with pytest.raises(ArtefactError, match=rf"numbers in {name} are infinite or none") as error:
+        load_sae(saved)
+    assert error.value.remedy
+
+
+@pytest.mark.parametrize("name", ["W_enc", "b_enc", "b_dec", "threshold"])
+def test_a_compact_sae_is_looked_through_where_it_is_read(saved: Path, name: str) -> None:
+    weights = {key: tensor.clone() for key, tensor in jumprelu().weights.items()}
+    weights[name].view(-1)[0] = float("nan")
+    save_file(weights, saved / "sae_weights.safetensors")
+    with pytest.raises(ArtefactError, match=name):
+        load_sae(saved, compact=True)
+
+
+@pytest.mark.parametrize("latent", [-1, 2**24, 2**62, 10**30])
+def test_absurd_numbers_of_latents_are_refused(saved: Path, latent: int) -> None:
+    edit_config(saved, metadata={"sensecheck_latents": [latent, *range(1, D_SAE)]})
+    with pytest.raises(ArtefactError, match="latents"):
+        load_sae(saved)
