@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from sae_runtime.build.corpus_config import CorpusConfig, Strict
 from sae_runtime.errors import InputError
+from sae_runtime.yaml_file import faults, is_file, read_yaml
 
 STAGES = ("corpus", "harvest", "train", "describe", "validate", "concepts", "publish")
 _CONFIGS = Path(__file__).parent / "configs"
@@ -115,19 +116,19 @@ def load_config(value: str, *, corpus_root: Path | None = None, sae: str | None 
     Raises:
         InputError: there is no such configuration, or a field of it is wrong.
     """
-    path = _CONFIGS / f"{value}.yaml"
-    if not path.exists():
-        path = Path(value)
-    if not path.is_file():
-        names = ", ".join(sorted(p.stem for p in _CONFIGS.glob("*.yaml")))
+    packaged = {path.stem: path for path in _CONFIGS.glob("*.yaml")}
+    path = packaged.get(value, Path(value))
+    if not is_file(path):
         raise InputError(
-            f"There is no build configuration '{value}'.", f"Use one of {names}, or a YAML file like them."
+            f"There is no build configuration '{value}'.",
+            f"Use one of {', '.join(sorted(packaged))}, or a YAML file like them.",
         )
     try:
-        config = BuildConfig.model_validate(yaml.safe_load(path.read_text("utf-8")))
-    except (yaml.YAMLError, ValidationError) as error:
+        config = BuildConfig.model_validate(read_yaml(path))
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        wrong = faults(error) if isinstance(error, ValidationError) else error
         raise InputError(
-            f"The build configuration {path} is wrong: {error}", "Compare it with a packaged one."
+            f"The build configuration {path} is wrong: {wrong}.", "Compare it with a packaged one."
         ) from error
     config.source = value
     root = corpus_root or os.environ.get("SENSECHECK_CORPUS")

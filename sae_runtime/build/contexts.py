@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sae_runtime.build.stages import Stage, read_tensors, stage_key, write_tensors
+from sae_runtime.build.train import load_trained
+from sae_runtime.build.workers import Workers, complete
 from sae_runtime.catalog.packs import ConceptPack
 from sae_runtime.detector.sites import SITES, site_tokens
 from sae_runtime.engines.chat import ChatEncoder
 from sae_runtime.engines.features import encode_prompt
 from sae_runtime.engines.transformers import TransformersEngine
-from sae_runtime.progress import progress
 from sae_runtime.sae import SAE
 
 
@@ -41,29 +45,54 @@ def contexts_key(train_key: str, packs: dict[str, list[ConceptPack]]) -> str:
     return stage_key(train_key, texts, SITES)
 
 
-def run_contexts(
-    stage: Stage, engine: TransformersEngine, encoder: ChatEncoder, sae: SAE, packs: dict[str, list[ConceptPack]]
-) -> None:
+@dataclass(frozen=True)
+class ConceptTask:
+    """A task: the labelled contexts of one concept."""
+
+    path: Path
+    concept: ConceptPack
+    size: int = 1
+
+
+@dataclass(frozen=True)
+class Read:
+    """The job of reading contexts with the model in ``model`` and the dictionary ``trained``."""
+
+    open_engine: Callable[[], TransformersEngine]
+    model: Path
+    trained: Stage
+
+    @contextmanager
+    def open(self) -> Iterator[Callable[[ConceptTask], None]]:
+        """See :class:`~sae_runtime.build.workers.Job`."""
+        engine, encoder, sae = self.open_engine(), ChatEncoder(self.model), load_trained(self.trained)
+        try:
+            yield lambda task: write_tensors(task.path, _capture(task.concept, engine, encoder, sae))
+        finally:
+            engine.close()
+
+
+def run_contexts(stage: Stage, job: Read, packs: dict[str, list[ConceptPack]], workers: Workers) -> None:
     """Read every labelled context as a user message; one file per concept, so that an interrupted run resumes."""
     concepts = [concept for group in packs.values() for concept in group]
-    with progress("contexts", len(concepts)) as advance:
-        for concept in concepts:
-            path = stage.folder / f"{concept.concept}.safetensors"
-            if not path.exists():
-                write_tensors(path, _capture(concept, engine, encoder, sae))
-            advance(1, concept.concept)
+    tasks = [ConceptTask(_file(stage, concept.concept), concept) for concept in concepts]
+    complete(workers, job, tasks, "contexts")
     stage.finish({"concepts": len(concepts)})
 
 
 def load_contexts(stage: Stage, concept: str) -> ContextFeatures:
     """Features of one concept from a finished stage."""
-    data = read_tensors(stage.folder / f"{concept}.safetensors")
+    data = read_tensors(_file(stage, concept))
     return ContextFeatures(
         sites={site: data[f"features.{site}"].float() for site in SITES},
         dense={site: data[f"dense.{site}"].float() for site in SITES},
         labels=data["labels"],
         held_out=data["held_out"],
     )
+
+
+def _file(stage: Stage, concept: str) -> Path:
+    return stage.folder / f"{concept}.safetensors"
 
 
 def _capture(concept: ConceptPack, engine: TransformersEngine, encoder: ChatEncoder, sae: SAE) -> dict[str, Tensor]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import safe_open
 
 from sae_runtime.build.corpus import SPLITS, load_sequences
-from sae_runtime.build.stages import Stage, read_tensors, write_tensors
+from sae_runtime.build.stages import Stage, open_tensors, read_tensors, write_tensors
+from sae_runtime.build.workers import LocalWorkers, Workers, complete
 from sae_runtime.engines.features import content_mask
-from sae_runtime.progress import progress
 
+PLACES = ("token", "sequence", "position")
+_COLUMNS = ("residual", *PLACES)
 _SHARD_TOKENS = 65_536
 
 
@@ -28,6 +31,36 @@ class Engine(Protocol):
         """Free what the engine holds."""
 
 
+@dataclass(frozen=True)
+class Shard:
+    """A task of the harvest: the sequences of one shard, each with its index in the split, shortest first."""
+
+    path: Path
+    rows: list[tuple[int, list[int]]]
+
+    @property
+    def size(self) -> int:
+        """Tokens, attention sinks among them."""
+        return sum(len(ids) for _, ids in self.rows)
+
+
+@dataclass(frozen=True)
+class Capture:
+    """The harvest's job: ``open_engine`` makes the engine, ``batch_tokens`` are the padded tokens of a forward pass."""
+
+    open_engine: Callable[[], Engine]
+    batch_tokens: int
+
+    @contextmanager
+    def open(self) -> Iterator[Callable[[Shard], None]]:
+        """See :class:`.workers.Job`."""
+        engine = self.open_engine()
+        try:
+            yield lambda shard: write_tensors(shard.path, _capture(engine, shard.rows, self.batch_tokens))
+        finally:
+            engine.close()
+
+
 def run_harvest(
     stage: Stage,
     corpus: Stage,
@@ -35,6 +68,7 @@ def run_harvest(
     *,
     batch_tokens: int,
     train_tokens: int | None = None,
+    workers: Workers | None = None,
 ) -> None:
     """Capture all splits of ``corpus``; a killed run goes on with the first missing shard.
 
@@ -44,40 +78,31 @@ def run_harvest(
     Args:
         stage: where shards go.
         corpus: finished corpus stage.
-        open_engine: called when something is to be captured.
+        open_engine: called when something is to be captured, once per process.
         batch_tokens: padded tokens per forward pass.
         train_tokens: of the train split take whole shards up to about so many tokens; None: all.
+        workers: who captures; None: this process. For others ``open_engine`` must be something that can be pickled.
     """
-    plan = _plan(corpus, train_tokens)
-    tokens = sum(len(ids) for _, _, rows in plan for _, ids in rows)
-    engine: Engine | None = None
-    began, fresh = time.monotonic(), 0
-    with progress("harvest", tokens) as advance:
-        for split, part, rows in plan:
-            path = stage.folder / f"{split}-{part:04d}.safetensors"
-            size = sum(len(ids) for _, ids in rows)
-            if not path.exists():
-                if engine is None:
-                    engine = open_engine()
-                    began = time.monotonic()
-                write_tensors(path, _capture(engine, rows, batch_tokens))
-                fresh += size
-            advance(size, f"{fresh / (time.monotonic() - began):.0f} tokens/s")
-    seconds = time.monotonic() - began
-    if engine is not None:
-        engine.close()
+    plan = _plan(stage.folder, corpus, train_tokens)
+    tasks = [shard for shards in plan.values() for shard in shards]
+    speed = complete(workers or LocalWorkers(), Capture(open_engine, batch_tokens), tasks, "harvest", "tokens")
     stage.finish({
-        "tokens": tokens,
-        "tokens_per_second": round(fresh / seconds) if fresh else None,
-        "shards": {name: sum(split == name for split, _, _ in plan) for name in SPLITS},
+        "tokens": sum(shard.size for shard in tasks),
+        "tokens_per_second": speed and round(speed),
+        "shards": {split: len(shards) for split, shards in plan.items()},
     })  # fmt: skip
 
 
-def _plan(corpus: Stage, train_tokens: int | None) -> list[tuple[str, int, list[tuple[int, list[int]]]]]:
-    """Split, number and sequences of each shard."""
-    plan = [(split, part, rows) for split in SPLITS for part, rows in enumerate(shards(load_sequences(corpus, split)))]
-    most = sys.maxsize if train_tokens is None else -(-train_tokens // _SHARD_TOKENS)
-    return [item for item in plan if item[0] != "train" or item[1] < most]
+def _plan(folder: Path, corpus: Stage, train_tokens: int | None) -> dict[str, list[Shard]]:
+    """Shards by split."""
+    most = {"train": None if train_tokens is None else -(-train_tokens // _SHARD_TOKENS)}
+    return {
+        split: [
+            Shard(_file(folder, split, part), rows)
+            for part, rows in enumerate(shards(load_sequences(corpus, split))[: most.get(split)])
+        ]
+        for split in SPLITS
+    }
 
 
 def disk_estimate(tokens: int, d_model: int) -> int:
@@ -100,18 +125,36 @@ def load_residual(stage: Stage, split: str) -> dict[str, torch.Tensor]:
     return load_head(stage, split, sys.maxsize)
 
 
-def load_head(stage: Stage, split: str, tokens: int) -> dict[str, torch.Tensor]:
+def load_head(stage: Stage, split: str, tokens: int, names: Sequence[str] = _COLUMNS) -> dict[str, torch.Tensor]:
     """The first rows of one split: whole shards, at least ``tokens`` rows if there are as many.
+
+    Args:
+        stage: a finished harvest.
+        split: which.
+        tokens: so many rows at least.
+        names: columns that are wanted; :data:`PLACES` are all but the activations.
 
     Raises:
         ArtefactError: see :func:`load_residual`.
     """
     parts: list[dict[str, torch.Tensor]] = []
     for part in range(stage.summary()["shards"][split]):
-        parts.append(read_tensors(stage.folder / f"{split}-{part:04d}.safetensors"))
-        if sum(len(part["token"]) for part in parts) >= tokens:
+        parts.append(read_tensors(_file(stage.folder, split, part), names))
+        if sum(len(part[names[0]]) for part in parts) >= tokens:
             break
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return {name: torch.cat([part[name] for part in parts]) for name in names}
+
+
+def load_rows(stage: Stage, split: str, start: int, stop: int) -> torch.Tensor:
+    """Activations bfloat16 ``[stop - start, d_model]`` of some rows of one split, numbered over all its shards."""
+    parts, first = [], 0
+    for part in range(stage.summary()["shards"][split]):
+        count = _rows(stage, split, part)
+        if first < stop and start < first + count:
+            with open_tensors(_file(stage.folder, split, part)) as shard:
+                parts.append(shard.get_slice("residual")[max(0, start - first) : min(count, stop - first)])
+        first += count
+    return torch.cat(parts)
 
 
 def shards(sequences: list[list[int]]) -> list[list[tuple[int, list[int]]]]:
@@ -128,8 +171,12 @@ def shards(sequences: list[list[int]]) -> list[list[tuple[int, list[int]]]]:
 
 
 def _rows(stage: Stage, split: str, part: int) -> int:
-    with safe_open(stage.folder / f"{split}-{part:04d}.safetensors", "pt") as shard:
+    with open_tensors(_file(stage.folder, split, part)) as shard:
         return shard.get_slice("token").get_shape()[0]
+
+
+def _file(folder: Path, split: str, part: int) -> Path:
+    return folder / f"{split}-{part:04d}.safetensors"
 
 
 def _capture(engine: Engine, rows: list[tuple[int, list[int]]], batch_tokens: int) -> dict[str, torch.Tensor]:

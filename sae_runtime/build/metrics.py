@@ -88,7 +88,9 @@ def cross_entropy_figures(
     """
     from transformers import AutoModelForCausalLM
 
-    network = AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32).eval()
+    network = AutoModelForCausalLM.from_pretrained(
+        model.path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    ).eval()
     splice: Any = None
 
     def replace(module: Any, args: Any, output: Any) -> Any:

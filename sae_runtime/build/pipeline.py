@@ -1,13 +1,15 @@
 """The whole build in order.
 
-A step that ended before with the same inputs is skipped. A killed build goes on where it was: harvests with the first
-missing shard, training with its last checkpoint, contexts with the first missing concept; the short steps start again.
-Fitting the concepts and publishing take a minute or two and always run.
+A step that ended before with the same inputs is skipped. A killed build goes on where it was: training with its last
+checkpoint, the other long steps with what is missing of their parts; the short steps start again. Fitting the concepts and
+publishing take a minute or two and always run. Who does the long steps' work is told by :mod:`.workers`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,11 @@ from filelock import FileLock, Timeout
 from threadpoolctl import threadpool_limits
 
 from sae_runtime.build.config import STAGES, BuildConfig
-from sae_runtime.build.contexts import load_contexts, run_contexts
+from sae_runtime.build.contexts import Read, load_contexts, run_contexts
 from sae_runtime.build.corpus import fill_corpus
-from sae_runtime.build.features.describe import Writer, load_described, run_describe
+from sae_runtime.build.features.describe import Writer, explained, load_described, run_describe
 from sae_runtime.build.features.gates import load_validations, save_validations
-from sae_runtime.build.features.validate import Candidate, context_figures, validate
+from sae_runtime.build.features.validate import Candidate, Setup, context_figures, validate
 from sae_runtime.build.harvest import Engine, load_counts, load_residual, run_harvest
 from sae_runtime.build.imported import import_sae
 from sae_runtime.build.measure import run_measure
@@ -29,7 +31,8 @@ from sae_runtime.build.publish import Built, check_target, publish
 from sae_runtime.build.signatures import Signature, fit_signature
 from sae_runtime.build.stages import Stage
 from sae_runtime.build.status import free_bytes, needed_bytes
-from sae_runtime.build.train import load_trained, run_train
+from sae_runtime.build.train import Train, Training, load_trained
+from sae_runtime.build.workers import LocalWorkers, Workers
 from sae_runtime.engines.dtype import compute_dtype
 from sae_runtime.engines.transformers import TransformersEngine
 from sae_runtime.errors import InputError
@@ -44,6 +47,7 @@ def run_build(
     start: str | None = None,
     until: str = "publish",
     writer: Writer | None = None,
+    workers: Workers | None = None,
 ) -> dict[str, Any] | None:
     """Build dictionary and catalog; returns the card, or None when ``until`` names an earlier stage.
 
@@ -53,14 +57,21 @@ def run_build(
         start: do this stage and those after it anew, even where they are finished; None: only what is missing.
         until: last stage to run.
         writer: a language model that writes the catalogued features' sentences; None: a template does.
+        workers: who does the long steps' work; None: this process. The results are the same.
 
     Raises:
-        InputError: the corpus is absent, there is no such stage, another build of the model is running, or the disk is
-            too small.
+        InputError: the corpus is absent, there is no such stage, another build of the model is running, the disk is too
+            small, or the workers cannot use the configured harvest engine.
+        WorkerError: see :mod:`.workers`.
     """
     for stage in (start or until, until):
         if stage not in STAGES:
             raise InputError(f"There is no stage '{stage}'.", f"Stages: {', '.join(STAGES)}.")
+    workers = workers or LocalWorkers()
+    if config.harvest_engine == "vllm" and not isinstance(workers, LocalWorkers):
+        raise InputError(
+            "vLLM harvests in one process only.", "Set `harvest_engine: transformers`, or use `--workers local`."
+        )
     builds_dir().mkdir(parents=True, exist_ok=True)
     lock = FileLock(builds_dir() / f"{config.model.replace('/', '--')}.lock")
     try:
@@ -68,7 +79,7 @@ def run_build(
             plan = BuildPlan.of(config)
             target = (out or artefacts_for(plan.model.name)).resolve()
             check_target(target)
-            build = _Build(plan, writer)
+            build = _Build(plan, writer, workers)
             if start:
                 build.forget(start)
             _check_room(plan, until)
@@ -93,11 +104,12 @@ def _check_room(plan: BuildPlan, until: str) -> None:
 class _Build:
     """Runs the steps of a plan."""
 
-    def __init__(self, plan: BuildPlan, writer: Writer | None) -> None:
+    def __init__(self, plan: BuildPlan, writer: Writer | None, workers: Workers) -> None:
         self._plan = plan
         self._config = plan.config
         self._steps = plan.steps
         self._writer = writer
+        self._workers = workers
 
     def forget(self, start: str) -> None:
         """Delete what stage ``start`` and those after it have left."""
@@ -113,9 +125,9 @@ class _Build:
             "train": self._dictionary,
             "measure": self._measure,
             "describe": lambda stage: self._describe(stage, "harvest", "train"),
-            "again": lambda stage: self._train(stage, "harvest", again=True),
             "control-harvest": lambda stage: self._harvest(stage, self._config.seed),
-            "control-train": lambda stage: self._train(stage, "control-harvest", again=True),
+            "again": lambda stage: self._train("again", "control-train"),  # two workers can train at once
+            "control-train": lambda stage: self._train("control-train"),
             "control-describe": lambda stage: self._describe(stage, "control-harvest", "control-train"),
             "validate": self._validate,
             "contexts": self._contexts,
@@ -131,9 +143,11 @@ class _Build:
             return None
         return self._publish(target)
 
-    def _engine(self, random_seed: int | None = None) -> TransformersEngine:
-        return TransformersEngine(
-            self._plan.model.path,
+    def _engine(self, random_seed: int | None = None) -> Callable[[], TransformersEngine]:
+        """What opens the model, or its random twin, here or in a worker."""
+        return partial(
+            TransformersEngine,
+            self._plan.model.path.absolute(),
             self._config.layer,
             dtype=compute_dtype(self._config.dtype),
             random_seed=random_seed,
@@ -146,17 +160,14 @@ class _Build:
         return VLLMEngine(self._plan.model.path, self._config.layer, dtype=dtype, context_length=length)
 
     def _harvest(self, stage: Stage, random_seed: int | None) -> None:
-        def open_engine() -> Engine:
-            if self._config.harvest_engine == "vllm" and random_seed is None:
-                return self._vllm_engine()
-            return self._engine(random_seed)
-
+        vllm = self._config.harvest_engine == "vllm" and random_seed is None
         run_harvest(
             stage,
             self._steps["corpus"],
-            open_engine,
+            self._vllm_engine if vllm else self._engine(random_seed),
             batch_tokens=self._config.harvest_batch_tokens,
             train_tokens=None if random_seed is None else self._config.validation.control_tokens,
+            workers=self._workers,
         )
 
     def _dictionary(self, stage: Stage) -> None:
@@ -165,17 +176,25 @@ class _Build:
                 stage, self._config.sae, d_in=TransformersEngine.width(self._plan.model.path), layer=self._config.layer
             )
         else:
-            self._train(stage, "harvest", again=False)
+            self._train("train")
 
-    def _train(self, stage: Stage, harvest: str, *, again: bool) -> None:
+    def _train(self, *names: str) -> None:
+        """Those of the training runs ``names`` that have not ended."""
+        runs = [self._training(name) for name in names if not self._steps[name].done]
+        with closing(self._workers.run(Train(), runs)) as ended:
+            for run in ended:
+                console.print(f"{run.stage.name} has ended", highlight=False)
+
+    def _training(self, name: str) -> Training:
+        """The run of one dictionary: ``train``, ``again`` (another seed) or ``control-train`` (the twin's)."""
         config = self._config
+        harvest = "control-harvest" if name == "control-train" else "harvest"
         metadata = {"model_name": self._plan.model.name, "hook_name": f"blocks.{config.layer}.hook_resid_post"}
-        seed = config.seed + (harvest == "harvest" and again)
-        settings = config.repeated() if again else config.train
-        if harvest != "harvest":  # fewer tokens, as many steps
-            every, some = (load_counts(self._steps[name])["train"] for name in ("harvest", harvest))
+        settings = config.train if name == "train" else config.repeated()
+        if name == "control-train":  # fewer tokens, as many steps
+            every, some = (load_counts(self._steps[step])["train"] for step in ("harvest", harvest))
             settings = settings.model_copy(update={"epochs": settings.epochs * every / some})
-        run_train(stage, self._steps[harvest], settings, seed, metadata)
+        return Training(self._steps[name], self._steps[harvest], settings, config.seed + (name == "again"), metadata)
 
     def _measure(self, stage: Stage) -> None:
         run_measure(stage, self._plan, load_trained(self._steps["train"]))
@@ -183,36 +202,27 @@ class _Build:
 
     def _describe(self, stage: Stage, harvest: str, train: str) -> None:
         steps, plan = self._steps, self._plan
-        sae = load_trained(steps[train])
         model = plan.model if train == "train" else None
-        run_describe(stage, model, steps["corpus"], steps[harvest], sae, plan.encoder.tokenizer, plan.words)
+        encoded = explained(stage, steps[train], steps[harvest])
+        run_describe(stage, model, steps["corpus"], encoded, plan.encoder.tokenizer, plan.words, self._workers)
 
     def _validate(self, stage: Stage) -> None:
         config, steps = self._config, self._steps
-        words = self._plan.words
-
-        def check(harvest: str, train: str, describe: str, again: str | None, seed: int | None) -> Any:
-            described = load_described(steps[describe], words)
-            candidate = Candidate(
-                load_trained(steps[train]),
-                load_trained(steps[again]) if again else None,
-                described.predicates,
-                steps[harvest],
-                self._engine(seed),
-            )
-            return validate(candidate, steps["corpus"], words, config.validation, config.seed)
-
-        results, figures = check("harvest", "train", "describe", "again", None)
-        twins, control = check("control-harvest", "control-train", "control-describe", None, config.seed)
-        twin = load_trained(steps["control-train"])
-        control |= reconstruction_figures(twin, load_residual(steps["control-harvest"], "test")["residual"])
+        setup = Setup(steps["corpus"], self._plan.words, config.validation, config.seed, self._workers)
+        trained, harvest = steps["control-train"], steps["control-harvest"]
+        model = Candidate(steps["train"], steps["again"], steps["describe"], steps["harvest"], self._engine())
+        twin = Candidate(trained, None, steps["control-describe"], harvest, self._engine(config.seed))
+        results, figures = validate(model, setup, stage.parts / "model")
+        twins, control = validate(twin, setup, stage.parts / "control")
+        control |= reconstruction_figures(load_trained(trained), load_residual(harvest, "test")["residual"])
         save_validations(stage, results)
         save_validations(stage, twins, control=True)
         stage.finish({**figures, **context_figures(results), "control": {**control, **context_figures(twins)}})
         console.print(f"validation: {stage.summary()}")
 
     def _contexts(self, stage: Stage) -> None:
-        run_contexts(stage, self._engine(), self._plan.encoder, load_trained(self._steps["train"]), self._plan.packs)
+        job = Read(self._engine(), self._plan.model.path.absolute(), self._steps["train"])
+        run_contexts(stage, job, self._plan.packs, self._workers)
 
     def _publish(self, target: Path) -> dict[str, Any]:
         steps, plan = self._steps, self._plan

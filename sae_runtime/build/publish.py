@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from sae_runtime.build.plan import BuildPlan
 from sae_runtime.build.report.card import card_figures, make_card, report_of
 from sae_runtime.build.report.page import write_report
 from sae_runtime.build.signatures import Signature
+from sae_runtime.catalog.masking import mask_all
 from sae_runtime.catalog.packs import ConceptPack
 from sae_runtime.catalog.store import catalog_engine, create_catalog, seal_catalog
 from sae_runtime.catalog.tables import (
@@ -42,6 +45,7 @@ from sae_runtime.catalog.tables import (
     SignatureWeightRow,
 )
 from sae_runtime.detector.inspector import Inspector
+from sae_runtime.disk import writing
 from sae_runtime.errors import InputError
 from sae_runtime.evaluation.planted import read_planted
 from sae_runtime.evaluation.prompts import calibration_prompts
@@ -58,6 +62,7 @@ from sae_runtime.progress import progress
 from sae_runtime.sae import SAE, save_sae
 from sae_runtime.sae.fingerprint import fingerprint_sae
 
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux: relative to the current folder; exchange
 _NUMBERS = ("members", "yes", "no", "names")  # a predicate's word numbers; the words themselves stand beside them
 
 
@@ -82,12 +87,31 @@ class Built:
 
 
 def publish(built: Built, target: Path) -> dict[str, Any]:
-    """Write SAE subset, catalog, card and report to ``target``, replacing what stood there; returns the card."""
+    """Write SAE subset, catalog, card and report to ``target``, replacing what stood there; returns the card.
+
+    What comes from the corpus is masked first; see :mod:`sae_runtime.catalog.masking`.
+
+    Raises:
+        InputError: ``target`` holds other files.
+        ArtefactError: the disk is full, or may not be written to; what stood there stays.
+    """
     target = target.resolve()
     check_target(target)
+    built = replace(built, descriptions=[masked_description(item) for item in built.descriptions])
     staging = target.with_name(f".{target.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
+    try:
+        with writing(target):
+            staging.mkdir(parents=True)
+            card = _fill(built, staging)
+            _replace_folder(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return card
+
+
+def _fill(built: Built, staging: Path) -> dict[str, Any]:
+    """Write everything to ``staging``; returns the card."""
     chosen = _catalogued_latents(built)
     save_sae(_shipped(built, chosen).to(dtype=torch.bfloat16), staging)
     catalog = staging / CATALOG_FILE
@@ -108,16 +132,23 @@ def publish(built: Built, target: Path) -> dict[str, Any]:
     seal_catalog(catalog)
     (staging / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n", "utf-8")
     write_report(report_of(built, card, chosen), staging)
-    _replace_folder(staging, target)
     return card
 
 
+def masked_description(item: Description) -> Description:
+    """``item`` without the private data that stood in its texts; see :func:`sae_runtime.catalog.masking.mask`."""
+    texts = {name: mask_all(getattr(item, name)) for name in ("label", "sentence", "predicate", "promoted", "contexts")}
+    return replace(item, **texts)
+
+
 def check_target(target: Path) -> None:
-    """Refuse to replace a folder that holds anything but artefacts.
+    """Refuse to replace a folder that holds anything but artefacts; put back what a killed publication left aside.
 
     Raises:
         InputError: it does.
     """
+    if _aside(target).is_dir() and not target.exists():
+        _aside(target).replace(target)
     if not target.exists():
         return
     ours = {SAE_CONFIG_FILE, SAE_WEIGHTS_FILE, CATALOG_FILE, CARD_FILE, REPORT_JSON_FILE, REPORT_PAGE_FILE}
@@ -291,9 +322,26 @@ def _build_row(built: Built, card: dict[str, Any]) -> BuildRow:
 
 
 def _replace_folder(staging: Path, target: Path) -> None:
-    old = target.with_name(f".{target.name}.old")
+    """Put ``staging`` in the place of ``target``; whoever looks finds the one or the other, whole."""
+    if target.exists() and _exchange(staging, target):
+        shutil.rmtree(staging, ignore_errors=True)
+        return
+    old = _aside(target)
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.replace(old)
     staging.replace(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _aside(target: Path) -> Path:
+    """Where the old folder waits while the new one comes, if they cannot be exchanged at once."""
+    return target.with_name(f".{target.name}.old")
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two paths at once (Linux, see ``renameat2(2)``); False where the system or the file system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    return renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0

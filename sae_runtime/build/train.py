@@ -14,6 +14,8 @@ from __future__ import annotations
 import json
 import time
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -35,6 +37,32 @@ from sae_runtime.sae import SAE, JumpReLUSAE, load_sae, save_sae
 _CHECKPOINT_STEPS = 200
 _THRESHOLD_TOKENS = 16_000  # validation tokens that set the exported threshold
 _MARGIN = 0.9  # activations above this share of the last step's threshold are candidates; bfloat16 errs by 0.004
+
+
+@dataclass(frozen=True)
+class Training:
+    """A task: one training run, the arguments of :func:`run_train`."""
+
+    stage: Stage
+    harvest: Stage
+    config: TrainConfig
+    seed: int
+    sae_metadata: dict[str, str]
+    size: int = 1
+
+    @property
+    def path(self) -> Path:
+        """What tells that it has ended."""
+        return self.stage.folder / "done.json"
+
+
+class Train:
+    """The job of training; a run that was interrupted goes on from its checkpoint, whoever takes it up."""
+
+    @contextmanager
+    def open(self) -> Iterator[Callable[[Training], None]]:
+        """See :class:`~sae_runtime.build.workers.Job`."""
+        yield lambda run: run_train(run.stage, run.harvest, run.config, run.seed, run.sae_metadata)
 
 
 def run_train(stage: Stage, harvest: Stage, config: TrainConfig, seed: int, sae_metadata: dict[str, str]) -> None:

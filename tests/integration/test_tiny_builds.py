@@ -6,16 +6,27 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from sqlalchemy import select
-from tiny_models import ARCHITECTURES, HIDDEN, VOCABULARY, make_model, sentences
+from tiny_builds import (
+    BATCH,
+    CONCEPTS,
+    EPOCHS,
+    LAYER,
+    WIDTH,
+    K,
+    cache,
+    make_corpus,
+    make_pack,
+    results,
+    write_config,
+)
+from tiny_models import ARCHITECTURES, HIDDEN, VOCABULARY, make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_runtime.build.config import load_config
@@ -28,14 +39,9 @@ from sae_runtime.engines.transformers import TransformersEngine
 from sae_runtime.errors import FingerprintError, InputError
 from sae_runtime.evaluation.prompts import calibration_prompts
 from sae_runtime.models import fingerprint_model
-from sae_runtime.paths import PACKS
 from sae_runtime.sae import load_sae
 from sae_runtime.sae.fingerprint import fingerprint_sae
 
-LAYER, WIDTH, K, BATCH, EPOCHS = 1, 96, 6, 256, 2
-CATALOGUED = 80
-# Fitting all concepts of even the smallest pack would take most of the time.
-CONCEPTS = ("mean", "share", "sum", "times")
 PROMPT = "The farmer sold seven boxes in the market. What is the sum of two and forty?"
 
 
@@ -51,15 +57,6 @@ class Build:
     card: dict[str, Any]
 
 
-@contextmanager
-def cache(home: Path) -> Iterator[None]:
-    """Sensecheck's cache is ``home``; the machine's own corpus stays out of it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SENSECHECK_HOME", str(home))
-        patch.delenv("SENSECHECK_CORPUS", raising=False)
-        yield
-
-
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """Threads only wait for each other in models as small as these."""
@@ -71,63 +68,14 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """About 20,000 tokens of questions with answers, conversations and plain text, in many short documents."""
-    root = tmp_path_factory.mktemp("corpus")
-    said = sentences(900, seed=1)
-    records = [{"question": said[i], "answer": said[i + 1]} for i in range(0, 500, 2)]
-    (root / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
-    talks = ["\n".join(f"{who}: {said[i + n]}" for n, who in enumerate("ABA")) for i in range(500, 800, 3)]
-    (root / "talks.txt").write_text("\n\n".join(talks), "utf-8")
-    for number in range(800, 900, 4):
-        (root / f"text-{number}.txt").write_text("\n\n".join(said[number : number + 4]), "utf-8")
-    return root
+    """See :func:`make_corpus`."""
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pack of a few concepts of the smallest one."""
-    folder = tmp_path_factory.mktemp("packs") / "few"
-    folder.mkdir()
-    for concept in CONCEPTS:
-        shutil.copy(PACKS / "arithmetic" / f"{concept}.yaml", folder)
-    return folder
-
-
-def write_config(path: Path, model: Path, corpus: Path, pack: Path) -> Path:
-    """A build configuration for ``model``."""
-    own = {"licence": "written for this test"}
-    config = {
-        "model": str(model),
-        "layer": LAYER,
-        "seed": 3,
-        "dtype": "float32",
-        "harvest_batch_tokens": 1024,
-        "corpus": {
-            "root": str(corpus),
-            "sequence_length": 64,
-            "train_tokens": 20_000,
-            "validation_tokens": 1_500,
-            "test_tokens": 1_500,
-            "sources": [
-                {"kind": "records", "name": "questions", "paths": ["*.jsonl"], "weight": 2.0, **own,
-                 "user": "{question}", "assistant": "{answer}"},
-                {"kind": "dialogue", "name": "talks", "paths": ["talks.txt"], "user": "A", "assistant": "B", **own},
-                {"kind": "text", "name": "texts", "paths": ["text-*.txt"], "weight": 0.5, **own},
-            ],
-        },
-        "train": {
-            "width": WIDTH, "k": K, "batch_tokens": BATCH, "epochs": EPOCHS, "learning_rate": 0.004, "warmup_steps": 20,
-            "auxiliary_k": 16, "dead_after_tokens": 5_000,
-        },
-        # An untrained model's features are hardly worth describing; let some pass.
-        "validation": {
-            "min_samples": 5, "min_balanced_accuracy": 0.5, "max_interval": 1.0, "min_precision": 0.0, "min_correlation": 0.3,
-            "min_sensitivity": 0.0, "fresh_texts": 2, "epochs": 1,
-        },
-        "concepts": {"packs": [str(pack)], "max_features": 12, "catalogued_latents": CATALOGUED},
-    }  # fmt: skip
-    path.write_text(yaml.safe_dump(config), "utf-8")
-    return path
+    """See :func:`make_pack`."""
+    return make_pack(tmp_path_factory.mktemp("packs") / "few")
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -329,7 +277,8 @@ def test_a_build_killed_twice_ends_with_the_same_files(build: Build, tmp_path: P
     assert fingerprint_sae(out) == fingerprint_sae(build.out)
     messages: Any = [{"role": "user", "content": PROMPT}]
     resumed, whole = (Inspector.from_model(str(build.model), artefacts=folder) for folder in (out, build.out))
-    assert resumed.view == whole.view
+    # The files differ by the moment of the build alone.
+    assert replace(resumed.view, fingerprint=None) == replace(whole.view, fingerprint=None)
     assert resumed.inspect(messages).mentions == whole.inspect(messages).mentions
 
 
@@ -354,16 +303,3 @@ def die_when(home: Path, pattern: str, count: int, config: Any, out: Path) -> li
 def stamps(home: Path) -> dict[str, int]:
     """Modification times of all results of all stages."""
     return {str(path): path.stat().st_mtime_ns for path in home.glob("builds/*/**/*") if path.is_file()}
-
-
-def results(home: Path) -> dict[str, Any]:
-    """All files that the stages wrote; records without the times that things took."""
-    found: dict[str, Any] = {}
-    for path in sorted(home.glob("builds/*/**/*")):
-        if path.is_dir() or path.name.endswith(".partial"):
-            continue
-        content: Any = path.read_bytes()
-        if path.name == "done.json":
-            content = {name: value for name, value in json.loads(content).items() if "second" not in name}
-        found[str(path.relative_to(home))] = content
-    return found

@@ -52,6 +52,13 @@ def run(
     writer_url: Annotated[
         str | None, typer.Option(help="OpenAI-compatible server whose model writes the features' sentences.")
     ] = None,
+    workers: Annotated[
+        str,
+        typer.Option(
+            help="Who does the long steps: local (this process), ray:N (N processes of this machine), or a Ray cluster: "
+            "ray:auto, ray:HOST:PORT, ray://HOST:PORT. The results are the same."
+        ),
+    ] = "local",
 ) -> None:
     """Build. Every stage goes on where it was interrupted, and is skipped when its inputs are the same.
 
@@ -59,13 +66,15 @@ def run(
     """
     from sae_runtime.build.config import load_config
     from sae_runtime.build.pipeline import run_build
+    from sae_runtime.build.workers import open_workers
     from ui.cli.show import show_card
 
     loaded = load_config(config, corpus_root=corpus, sae=sae)
     if dry_run:
         _show_plan(loaded)
         return
-    card = run_build(loaded, out=out, start=start, until=to, writer=_writer(writer_url))
+    with open_workers(workers) as crew:
+        card = run_build(loaded, out=out, start=start, until=to, writer=_writer(writer_url), workers=crew)
     if card is not None:
         show_card(card, as_json=False)
 

@@ -7,27 +7,32 @@ validate stage on other documents.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.build.corpus import load_sequences, load_sources
-from sae_runtime.build.features.firings import Firings, histogram
+from sae_runtime.build.features.encoded import Encoded
+from sae_runtime.build.features.firings import histogram
 from sae_runtime.build.features.predicates import Finder, Halves, Predicate, from_json
 from sae_runtime.build.features.promoted import promoted_tokens
 from sae_runtime.build.features.tokens import TokenTable, Words
-from sae_runtime.build.harvest import load_head
+from sae_runtime.build.harvest import PLACES, load_head
 from sae_runtime.build.stages import Stage, write_text
+from sae_runtime.build.train import load_trained
+from sae_runtime.build.workers import Span, Workers, complete, spans
 from sae_runtime.models import ResolvedModel
-from sae_runtime.progress import progress
-from sae_runtime.sae import SAE
 
 EXPLAIN_TOKENS = 260_000
 _QUANTILES = (1.0, 1.0, 1.0, 0.75, 0.5, 0.25)  # strengths of the contexts that are kept; 1.0 is the strongest left
 _LABEL_WORDS = 5
+_LATENTS = 256  # that a task describes
+_FILE = "features.jsonl"
 _BEFORE, _AFTER = 14, 6
 
 Writer = Callable[[str], str]  # a language model: prompt to answer
@@ -69,7 +74,13 @@ class Described:
 
 
 def run_describe(
-    stage: Stage, model: ResolvedModel | None, corpus: Stage, harvest: Stage, sae: SAE, tokenizer: Any, words: Words
+    stage: Stage,
+    model: ResolvedModel | None,
+    corpus: Stage,
+    encoded: Encoded,
+    tokenizer: Any,
+    words: Words,
+    workers: Workers,
 ) -> None:
     """Describe every latent; writes ``features.jsonl`` in index order. Deterministic.
 
@@ -77,51 +88,81 @@ def run_describe(
         stage: where it is written.
         model: whose output head tells what directions promote; None leaves that out (the control).
         corpus: finished corpus stage.
-        harvest: finished harvest stage.
-        sae: the dictionary.
+        encoded: the dictionary's firings on the explain part.
         tokenizer: the model's.
         words: its tokens as words.
+        workers: who describes.
     """
-    data = load_head(harvest, "train", EXPLAIN_TOKENS)
-    sequences = load_sequences(corpus, "train")
-    names, sources = load_sources(corpus, "train")
-    table = TokenTable.of(words, data, sequences, sources)
-    with progress("firings", len(table)) as advance:
-        firings = Firings.collect(sae, data["residual"], advance)
-    choose = table.sequence % 2 == 1
-    place = np.where(choose, np.cumsum(choose), np.cumsum(~choose)) - 1  # row number inside its half
-    finder = Finder(Halves(table.rows(~choose), table.rows(choose), names))
+    encoded.make(workers)
+    sae = load_trained(encoded.trained)
     promoted = promoted_tokens(model, sae, tokenizer) if model else [[]] * sae.d_sae
-    items: list[Description] = []
-    with progress("describe", sae.d_sae) as advance:
-        for index in range(sae.d_sae):
-            rows, values = firings.of(index)
+    tasks = spans(stage.parts, "features", sae.d_sae, _LATENTS, ".jsonl")
+    complete(workers, Describe(encoded, corpus, tokenizer, words, promoted), tasks, "describe", "latents")
+    lines = "".join(task.path.read_text("utf-8") for task in tasks)
+    write_text(stage.folder / _FILE, lines)
+    found = sum(bool(item.predicate) for item in _read(stage.folder / _FILE))
+    stage.finish({"features": sae.d_sae, "explain_tokens": encoded.rows, "with_predicate": found})
+
+
+@dataclass(frozen=True)
+class Describe:
+    """The job of describing latents; ``promoted`` are the tokens that each latent's direction promotes."""
+
+    encoded: Encoded
+    corpus: Stage
+    tokenizer: Any
+    words: Words
+    promoted: list[list[str]]
+
+    @contextmanager
+    def open(self) -> Iterator[Callable[[Span], None]]:
+        """See :class:`~sae_runtime.build.workers.Job`."""
+        places = load_head(self.encoded.harvest, self.encoded.split, self.encoded.rows, PLACES)
+        sequences = load_sequences(self.corpus, self.encoded.split)
+        names, sources = load_sources(self.corpus, self.encoded.split)
+        table = TokenTable.of(self.words, places, sequences, sources)
+        firings = self.encoded.load()
+        choose = table.sequence % 2 == 1
+        place = np.where(choose, np.cumsum(choose), np.cumsum(~choose)) - 1  # row number inside its half
+        finder = Finder(Halves(table.rows(~choose), table.rows(choose), names))
+
+        def describe(latent: int) -> Description:
+            rows, values = firings.of(latent)
             half = choose[rows]
             predicate = finder.best(place[rows[~half]], place[rows[half]])
-            item = Description(index=index, promoted=promoted[index])
+            item = Description(index=latent, promoted=self.promoted[latent])
             if len(rows):
                 item.density = len(rows) / len(table)
                 item.max_activation = float(values.max())
                 item.histogram = histogram(values, item.max_activation)
-                item.contexts = _contexts(rows, values, table, sequences, tokenizer)
+                item.contexts = _contexts(rows, values, table, sequences, self.tokenizer)
                 item.label = _label(table, rows, values)
                 item.predicate = predicate.to_json() if predicate else {}
                 item.sentence = template_sentence(predicate, item)
-            items.append(item)
-            advance(1)
-    write_text(
-        stage.folder / "features.jsonl",
-        "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items),
-    )
-    found = sum(bool(item.predicate) for item in items)
-    stage.finish({"features": len(items), "explain_tokens": len(table), "with_predicate": found})
+            return item
+
+        def write(span: Span) -> None:
+            items = [describe(latent) for latent in range(span.start, span.stop)]
+            write_text(span.path, "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items))
+
+        yield write
+
+
+def explained(stage: Stage, trained: Stage, harvest: Stage) -> Encoded:
+    """The firings that ``stage`` describes: those of the dictionary ``trained`` on the explain part of ``harvest``."""
+    rows = len(load_head(harvest, "train", EXPLAIN_TOKENS, PLACES)["token"])
+    return Encoded(stage.parts, "explain", trained, harvest, "train", rows)
 
 
 def load_described(stage: Stage, words: Words) -> Described:
     """The results of a finished stage."""
-    with (stage.folder / "features.jsonl").open(encoding="utf-8") as lines:  # splitlines() would cut at U+2028
-        items = [Description(**json.loads(line)) for line in lines]
+    items = _read(stage.folder / _FILE)
     return Described(items, [from_json(item.predicate, words) for item in items])
+
+
+def _read(path: Path) -> list[Description]:
+    with path.open(encoding="utf-8") as lines:  # splitlines() would cut at U+2028
+        return [Description(**json.loads(line)) for line in lines]
 
 
 def template_sentence(predicate: Predicate | None, item: Description) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sae_runtime.sae import SAE
 
-_BATCH = 4096
+BATCH = 4096  # rows that are encoded at once
 _BINS = 20
 
 
@@ -36,8 +36,8 @@ class Firings:
     def collect(cls, sae: SAE, residual: Tensor, advance: Callable[[float], None]) -> Firings:
         """Encode ``residual`` ``[rows, d_in]``."""
         latents, rows, values = [], [], []
-        for start in range(0, len(residual), _BATCH):
-            features = sae.encode(residual[start : start + _BATCH].float())
+        for start in range(0, len(residual), BATCH):
+            features = sae.encode(residual[start : start + BATCH].float())
             row, latent = features.nonzero(as_tuple=True)
             latents.append(latent.numpy().astype(np.int32))
             rows.append((row + start).numpy().astype(np.int32))
@@ -47,6 +47,18 @@ class Firings:
         order = np.argsort(latent_of, kind="stable")
         starts = np.searchsorted(latent_of[order], np.arange(sae.d_sae + 1))
         return cls(starts, np.concatenate(rows)[order], np.concatenate(values)[order], len(residual))
+
+    @classmethod
+    def join(cls, parts: Sequence[Firings]) -> Firings:
+        """Firings on the rows of all ``parts``, which follow each other; each part counts its own rows from 0."""
+        firsts = np.cumsum([0, *(part.total for part in parts)])
+        latents = np.concatenate(
+            [np.repeat(np.arange(len(part.counts), dtype=np.int32), part.counts) for part in parts]
+        )
+        rows = np.concatenate([part.rows + np.int32(first) for part, first in zip(parts, firsts[:-1], strict=True)])
+        order = np.argsort(latents, kind="stable")
+        starts = np.concatenate([[0], np.cumsum(sum(part.counts for part in parts))])
+        return cls(starts, rows[order], np.concatenate([part.values for part in parts])[order], int(firsts[-1]))
 
     def of(self, latent: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Rows on which ``latent`` fires, and how strongly."""

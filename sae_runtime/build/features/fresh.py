@@ -9,16 +9,19 @@ context in the description is idle (cf. the token injection of Ma et al. 2026).
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from sae_runtime.build.features.predicates import Predicate
 from sae_runtime.build.features.tokens import Words
 from sae_runtime.build.harvest import Engine
-from sae_runtime.progress import progress
+from sae_runtime.build.stages import Stage, read_tensors, write_tensors
+from sae_runtime.build.train import load_trained
+from sae_runtime.build.workers import Workers, complete
 from sae_runtime.sae import SAE
 
 _CARRIER = 12  # tokens of the unrelated beginning
@@ -62,19 +65,59 @@ def carriers(sequences: Sequence[list[int]], seed: int, count: int = 512) -> lis
     return random.Random(seed).sample(long, min(count, len(long)))
 
 
-def run_trials(engine: Engine, sae: SAE, items: Sequence[Trial]) -> dict[tuple[int, bool], float]:
-    """Share of trials that fired, by latent and whether the described context was there."""
-    hits: dict[tuple[int, bool], list[bool]] = {}
+Rates = dict[tuple[int, bool], float]
+
+
+@dataclass(frozen=True)
+class TrialBatch:
+    """A task: trials of about one length, which go through the model together."""
+
+    path: Path
+    trials: Sequence[Trial]
+
+    @property
+    def size(self) -> int:
+        """Trials."""
+        return len(self.trials)
+
+
+@dataclass(frozen=True)
+class Try:
+    """The job of trying fresh texts on the dictionary ``trained``."""
+
+    open_engine: Callable[[], Engine]
+    trained: Stage
+
+    @contextmanager
+    def open(self) -> Iterator[Callable[[TrialBatch], None]]:
+        """See :class:`~sae_runtime.build.workers.Job`."""
+        engine, sae = self.open_engine(), load_trained(self.trained)
+        try:
+            yield lambda batch: write_tensors(batch.path, {"fired": torch.tensor(fired(engine, sae, batch.trials))})
+        finally:
+            engine.close()
+
+
+def run_trials(workers: Workers, job: Try, items: Sequence[Trial], folder: Path) -> Rates:
+    """Share of trials that fired, by latent and whether the described context was there; files are left in ``folder``."""
     ordered = sorted(items, key=lambda item: len(item.tokens))
-    with progress("fresh texts", len(ordered)) as advance:
-        for start in range(0, len(ordered), _BATCH):
-            batch = ordered[start : start + _BATCH]
-            for item, residual in zip(batch, engine.residual([item.tokens for item in batch]), strict=True):
-                fired = bool((_activations(sae, residual[item.look :], item.latent) > 0).any())
-                hits.setdefault((item.latent, item.with_context), []).append(fired)
-            advance(len(batch))
-    return {key: sum(values) / len(values) for key, values in hits.items()}
+    tasks = [
+        TrialBatch(folder / f"fresh-{number:04d}.safetensors", ordered[start : start + _BATCH])
+        for number, start in enumerate(range(0, len(ordered), _BATCH))
+    ]
+    complete(workers, job, tasks, "fresh texts")
+    return rates(ordered, [hit for task in tasks for hit in read_tensors(task.path)["fired"].tolist()])
 
 
-def _activations(sae: SAE, residual: Tensor, latent: int) -> Tensor:
-    return sae.encode(residual, torch.tensor([latent]))
+def rates(items: Sequence[Trial], hits: Sequence[bool]) -> Rates:
+    """Share of hits, by latent and whether the described context was there."""
+    found: dict[tuple[int, bool], list[bool]] = {}
+    for item, hit in zip(items, hits, strict=True):
+        found.setdefault((item.latent, item.with_context), []).append(hit)
+    return {key: sum(values) / len(values) for key, values in found.items()}
+
+
+def fired(engine: Engine, sae: SAE, batch: Sequence[Trial]) -> list[bool]:
+    """Of each trial whether its latent fired."""
+    streams = zip(batch, engine.residual([item.tokens for item in batch]), strict=True)
+    return [bool((sae.encode(x[item.look :], torch.tensor([item.latent])) > 0).any()) for item, x in streams]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from sae_runtime.build.features.predicates import Mask, Predicate
 from sae_runtime.build.features.scores import Scores
 from sae_runtime.build.features.tokens import TokenTable
 from sae_runtime.build.stages import Stage, write_text
-from sae_runtime.progress import progress
 
 _FILES = {False: "features.jsonl", True: "control.jsonl"}
 KEEPS = 0.05  # a description keeps its precision when the test split's differs by no more
@@ -80,19 +80,14 @@ class Split:
     firings: Firings
 
 
-def score(predicates: list[Predicate | None], validation: Split, test: Split) -> list[Validation]:
-    """Score every description on both splits."""
-    results = []
-    with progress("validate", len(predicates)) as advance:
-        for index, predicate in enumerate(predicates):
-            result = Validation(index, Scores(samples=int(validation.firings.counts[index])))
-            if predicate is not None:
-                result.scores = _score(predicate, validation, index)
-                result.test = _score(predicate, test, index)
-                result.family = predicate.family
-            results.append(result)
-            advance(1)
-    return results
+def score(predicate: Predicate | None, validation: Split, test: Split, index: int) -> Validation:
+    """Score the description of latent ``index`` on both splits."""
+    result = Validation(index, Scores(samples=int(validation.firings.counts[index])))
+    if predicate is not None:
+        result.scores = _score(predicate, validation, index)
+        result.test = _score(predicate, test, index)
+        result.family = predicate.family
+    return result
 
 
 def _score(predicate: Predicate, split: Split, index: int) -> Scores:
@@ -163,13 +158,23 @@ def summary(results: list[Validation], live: Mask, rules: list[Gate]) -> dict[st
 
 def save_validations(stage: Stage, results: list[Validation], *, control: bool = False) -> None:
     """Write the results, those of the control to a file of their own, in index order."""
-    write_text(stage.folder / _FILES[control], "".join(json.dumps(asdict(result)) + "\n" for result in results))
+    write_validations(stage.folder / _FILES[control], results)
 
 
 def load_validations(stage: Stage, *, control: bool = False) -> list[Validation]:
     """Results from a finished stage, by latent index."""
+    return read_validations(stage.folder / _FILES[control])
+
+
+def write_validations(path: Path, results: list[Validation]) -> None:
+    """Write some results to a file, one per line."""
+    write_text(path, "".join(json.dumps(asdict(result)) + "\n" for result in results))
+
+
+def read_validations(path: Path) -> list[Validation]:
+    """The inverse of :func:`write_validations`."""
     results = []
-    for line in (stage.folder / _FILES[control]).read_text("utf-8").splitlines():
+    for line in path.read_text("utf-8").splitlines():
         entry = json.loads(line)
         entry |= {"scores": Scores(**entry["scores"]), "test": Scores(**entry["test"])}
         results.append(Validation(**entry))

@@ -24,7 +24,9 @@ def promoted_tokens(model: ResolvedModel, sae: SAE, tokenizer: Any) -> list[list
     """
     from transformers import AutoModelForCausalLM
 
-    network = AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32).eval()
+    network = AutoModelForCausalLM.from_pretrained(
+        model.path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    ).eval()
     head, norm = network.get_output_embeddings(), _final_norm(network)
     directions = sae.weights["W_dec"].float()
     parts = directions.split(_BATCH)
