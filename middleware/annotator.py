@@ -19,6 +19,7 @@ from middleware.placement import place_notes
 from middleware.policy import FailurePolicy, Stats
 from middleware.scope import CALL_OPTIONS
 from middleware.sources import CatalogSource, InspectionRequest, InspectionSource, ServerSource
+from middleware.tracing import annotation_span
 from middleware.types import Annotated, Placement, Scope
 from sae_runtime.detector.results import Reading
 from sae_runtime.errors import EngineError
@@ -85,16 +86,23 @@ class SAEAnnotator(RunnableSerializable[AnnotatorInput, list[BaseMessage]]):
 
     @classmethod
     def from_catalog(
-        cls, model: str = DEFAULT_MODEL, *, artefacts: Path | None = None, device: str = "cpu", **options: Any
+        cls,
+        model: str = DEFAULT_MODEL,
+        *,
+        artefacts: Path | None = None,
+        catalog: Path | str | None = None,
+        device: str = "cpu",
+        **options: Any,
     ) -> SAEAnnotator:
         """Read in this process with the artefacts of ``model`` (shipped ones unless ``artefacts`` names a folder).
 
-        ``options`` are the other attributes of the class.
+        ``catalog`` names another file, or a database such as ``postgresql://user@host/database``, instead of the folder's
+        ``catalog.sqlite``. ``options`` are the other attributes of the class.
 
         Raises:
             ModelError, ArtefactError, FingerprintError: model and artefacts are absent or do not belong together.
         """
-        return cls(source=CatalogSource.open(model, artefacts=artefacts, device=device), **options)
+        return cls(source=CatalogSource.open(model, artefacts=artefacts, catalog=catalog, device=device), **options)
 
     @classmethod
     def from_url(
@@ -220,7 +228,7 @@ class SAEAnnotator(RunnableSerializable[AnnotatorInput, list[BaseMessage]]):
         for some in by_source(jobs):
             source, requests, deadline = some[0].source, [job.request for job in some], self._deadline(some)
             try:
-                with self._policy.guard(some[0].name):
+                with annotation_span(some), self._policy.guard(some[0].name):
                     if len(some) == 1:
                         some[0].outcome = source.inspect(requests[0], deadline=deadline)
                     else:
@@ -242,7 +250,7 @@ class SAEAnnotator(RunnableSerializable[AnnotatorInput, list[BaseMessage]]):
         for some in by_source(jobs):
             source, requests, deadline = some[0].source, [job.request for job in some], self._deadline(some)
             try:
-                with self._policy.guard(some[0].name):
+                with annotation_span(some), self._policy.guard(some[0].name):
                     if len(some) == 1:
                         some[0].outcome = await source.ainspect(requests[0], deadline=deadline)
                     else:
@@ -276,16 +284,17 @@ class SAEAnnotator(RunnableSerializable[AnnotatorInput, list[BaseMessage]]):
             try:
                 annotated = job.result = self._annotated(job, error)
                 return annotated
-            except Exception as problem:  # a reading that does not fit the prompt
-                error = problem
+            except Exception as problem:
+                error = EngineError("The reading does not fit the prompt.", "Use one version here and on the server.")
+                error.__cause__ = problem
         job.result = Annotated(job.messages, [], None, self._policy.count_bypass(error))
         return error if self.on_error == "raise" else job.result
 
     def _annotated(self, job: Job, reading: Reading) -> Annotated:
         placed = place_notes(job.messages, reading.misreads, self.placement)
         self._policy.count_reading(reading, job.request.characters, job.name)
-        notes = [misread.note for misread in reading.misreads]
-        return Annotated(job.messages if self.observe else placed, notes, reading, None)
+        messages, places = (job.messages, []) if self.observe else (placed.messages, placed.places)
+        return Annotated(messages, placed.notes, reading, None, places, placed.left_out)
 
 
 def _messages(found: Annotated | Exception) -> Exception | list[BaseMessage]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from purgatory import SyncCircuitBreakerFactory
-from purgatory.domain.model import OpenedState
+from purgatory.domain.model import OPENED, OpenedState
 
 from middleware.metrics import METRICS
 from sae_runtime.detector import Reading
@@ -47,6 +48,7 @@ class FailurePolicy:
         self._breakers = SyncCircuitBreakerFactory(BREAKER_FAILURES, BREAKER_SECONDS, exclude=[InputError, cancelled])
         self._lock = threading.Lock()
         self._prefills: defaultdict[str, deque[tuple[int, float]]] = defaultdict(lambda: deque(maxlen=_PREFILLS))
+        self._opened: dict[str, float] = {}  # when circuits were opened
         self.stats = Stats()
 
     def __reduce__(self) -> Any:
@@ -61,6 +63,9 @@ class FailurePolicy:
         """
         with self._lock:  # purgatory's state is not made for several threads
             breaker = self._breakers.get_breaker(f"source {source}")
+            if breaker.context.state == OPENED:
+                # purgatory measures the pause by the wall clock, which may jump; it has no other way to be told.
+                breaker.context._state.opened_at = time.time() - (time.monotonic() - self._opened[source])
             try:
                 breaker.__enter__()
             except OpenedState:
@@ -72,7 +77,10 @@ class FailurePolicy:
             yield
         except BaseException as error:
             with self._lock:
+                before = breaker.context.state
                 breaker.__exit__(type(error), error, error.__traceback__)
+                if before != OPENED == breaker.context.state:
+                    self._opened[source] = time.monotonic()
             raise
         with self._lock:
             breaker.__exit__(None, None, None)
@@ -111,5 +119,6 @@ class FailurePolicy:
         with self._lock:
             self.stats.bypassed[reason] += 1
         METRICS.count_bypass(reason)
-        logger.warning("inspection bypassed (%s): %s", reason, error if isinstance(error, SensecheckError) else reason)
+        words = error.unquoted() if isinstance(error, SensecheckError) else reason
+        logger.warning("inspection bypassed (%s): %s", reason, words)
         return reason

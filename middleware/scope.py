@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import BaseMessage
@@ -74,6 +74,6 @@ def _texts(value: Any) -> bool:
 
 
 def _slugs(name: str, value: Any) -> frozenset[str]:
-    if isinstance(value, str) or not all(isinstance(slug, str) for slug in value):
+    if isinstance(value, str) or not isinstance(value, Iterable) or not all(isinstance(slug, str) for slug in value):
         raise InputError(f"{PREFIX}{name} is no list of concepts.", "Give a list of slugs, such as ['bank'].")
     return frozenset(value)

@@ -12,7 +12,9 @@ from time import monotonic
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
+from sae_runtime.catalog.location import CatalogLocation
 from sae_runtime.errors import ServerError
+from sae_runtime.logs import LogFormat
 from sae_runtime.models import resolve_model
 from sae_runtime.progress import console
 from sae_runtime.serving import ModelServer, ServerOptions, reads_prompts, served_model
@@ -44,7 +46,14 @@ class Backend:
 
 
 @contextmanager
-def open_backend(model: str, *, url: str | None = None, artefacts: Path | None = None) -> Iterator[Backend]:
+def open_backend(
+    model: str,
+    *,
+    url: str | None = None,
+    artefacts: Path | None = None,
+    catalog: CatalogLocation | None = None,
+    log_format: LogFormat = "text",
+) -> Iterator[Backend]:
     """Use the server at ``url``, or one on the default port that serves ``model``, or start one for the block.
 
     Raises:
@@ -54,14 +63,14 @@ def open_backend(model: str, *, url: str | None = None, artefacts: Path | None =
     key = os.environ.get("VLLM_API_KEY")
     address = (url or f"http://127.0.0.1:{DEFAULT_PORT}").rstrip("/").removesuffix("/v1")
     # A server found by chance may hold other artefacts than the ones asked for; one named by the user is taken as is.
-    found = served_model(address, key) if url is not None or artefacts is None else None
+    found = served_model(address, key) if url is not None or (artefacts or catalog) is None else None
     if found == name and (url is not None or reads_prompts(address, key)):
         yield Backend(address, name, key)
         return
     if url is not None:
         what = f"serves '{found}', not '{name}'" if found else "does not answer"
         raise ServerError(f"The server at {url} {what}.", f"Start one with `sensecheck serve --model {model}`.")
-    options = ServerOptions(port=0, artefacts=artefacts, api_key=key)
+    options = ServerOptions(port=0, artefacts=artefacts, catalog=catalog, api_key=key, log_format=log_format)
     with start_with_progress(model, options) as server:
         yield Backend(server.url, server.model, key)
 

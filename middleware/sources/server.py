@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 from weakref import WeakKeyDictionary
 
 import httpx
@@ -15,6 +17,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_before_delay, 
 
 from middleware.sources.background import run
 from middleware.sources.base import InspectionRequest, Outcome
+from sae_runtime import tracing
 from sae_runtime.catalog.view import CatalogView
 from sae_runtime.detector import Reading
 from sae_runtime.errors import (
@@ -54,7 +57,8 @@ class ServerSource:
     def __init__(
         self, url: str, *, api_key: str | None = None, artefacts: Path | None = None, tokens: bool = False
     ) -> None:
-        self.url = url.rstrip("/").removesuffix("/v1")
+        self.url, self._auth = _without_credentials(url.rstrip("/").removesuffix("/v1"))
+        self._given = url
         self.tokens = tokens
         self._options = {"api_key": api_key, "artefacts": artefacts}
         self._headers = bearer(api_key)
@@ -63,7 +67,7 @@ class ServerSource:
         self._expected = CatalogView.load(artefacts / CATALOG_FILE) if artefacts is not None else None
 
     def __reduce__(self) -> Any:
-        return _reopen, (self.url, self._options, self.tokens)
+        return _reopen, (self._given, self._options, self.tokens)
 
     def __repr__(self) -> str:
         return f"ServerSource({self.url!r})"
@@ -124,7 +128,8 @@ class ServerSource:
         try:
             if self._expected is not None:
                 self._check(await client.get(_HEALTH, timeout=deadline))
-            async with client.stream("POST", _ROUTE, content=body, headers=_JSON, timeout=deadline) as response:
+            headers = _JSON | tracing.outgoing()
+            async with client.stream("POST", _ROUTE, content=body, headers=headers, timeout=deadline) as response:
                 received = bytearray()
                 async for piece in response.aiter_bytes():
                     received += piece
@@ -139,7 +144,7 @@ class ServerSource:
             for known in self._clients.keyrefs():  # a client holds its loop: without this, neither would ever go
                 if (other := known()) is not None and other.is_closed():
                     self._clients.pop(other, None)
-            self._clients[loop] = httpx.AsyncClient(base_url=self.url, headers=self._headers)
+            self._clients[loop] = httpx.AsyncClient(base_url=self.url, headers=self._headers, auth=self._auth)
         return self._clients[loop]
 
     def _check_size(self, received: bytearray) -> None:
@@ -155,7 +160,7 @@ class ServerSource:
             raise _refusal(response.status_code, response.content)
         try:
             found = dict(response.json()["fingerprints"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ServerError(f"{self.url} does not say what it reads with.", "Start `sensecheck serve`.") from error
         if differing := [name for name, value in expected.fingerprints.items() if found.get(name) != value]:
             raise FingerprintError(
@@ -170,6 +175,15 @@ class ServerSource:
         # What was never sent or never answered may be asked again: a reading changes nothing on the server.
         kind = UnavailableError if isinstance(error, httpx.TransportError) else ServerError
         return kind(f"No reading from {self.url}: {error}.", "Start it with `sensecheck serve`, or check the address.")
+
+
+def _without_credentials(url: str) -> tuple[str, httpx.BasicAuth | None]:
+    """The address as it may be shown and logged, and the user and password that stood in it, if any did."""
+    found = re.fullmatch(r"([^/]*//)([^/]*)@(.*)", url)
+    if not found:
+        return url, None
+    user, _, password = found[2].partition(":")
+    return found[1] + found[3], httpx.BasicAuth(unquote(user), unquote(password))
 
 
 def _reopen(url: str, options: dict[str, Any], tokens: bool) -> ServerSource:
@@ -216,11 +230,16 @@ def _parse(status: int, content: bytes) -> Reading:
 
 
 def _refusal(status: int, content: bytes) -> SensecheckError:
+    ours = False
     try:
-        detail: Any = json.loads(content)["error"]["message"]
-    except (ValueError, KeyError, TypeError):
+        refusal = json.loads(content)["error"]
+        detail, ours = str(refusal["message"]), refusal.get("type") == "sensecheck"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         detail = content[:200].decode("utf-8", errors="replace")
     kind = (
         InputError if status in (400, 413, 422) else UnavailableError if status in (429, 502, 503, 504) else ServerError
     )
-    return kind(f"The server answered {status}: {detail}.", _REMEDY)
+    error = kind(f"The server answered {status}: {detail}.", _REMEDY)
+    if not ours:  # vLLM's refusals quote what was wrong in a request, which may be the prompt
+        error.quoted = detail
+    return error

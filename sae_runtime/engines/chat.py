@@ -61,7 +61,7 @@ class ChatEncoder:
         from transformers import AutoTokenizer
 
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise EngineError(f"No tokenizer can be loaded from {folder}: {error}.", "Check the folder.") from error
         if not self.tokenizer.is_fast:
@@ -97,6 +97,12 @@ class ChatEncoder:
         if not messages:
             raise InputError("There is no message to read.", "Pass at least one message.")
         rendered = self.render(messages, reply=reply)
+        try:
+            rendered.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                "The prompt holds half a Unicode character (a lone surrogate).", "Send whole characters."
+            ) from error
         starts = self._content_starts(messages, rendered, reply=reply)
         # A template writes its special tokens itself; a base model has learned to find the tokenizer's own, such as <bos>.
         special = not self.tokenizer.chat_template

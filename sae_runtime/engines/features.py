@@ -18,6 +18,7 @@ from sae_runtime.sae import SAE
 # A token whose residual norm exceeds this multiple of its sequence's median norm is an attention sink: such tokens
 # park attention and carry no content (measured: 24,600 against 150-200 on SmolLM2; other tokens stay below 3x).
 SINK_FACTOR = 10.0
+_BLOCK = 65_536  # latents that are encoded at once
 
 
 def content_mask(residual: Tensor) -> Tensor:
@@ -60,6 +61,17 @@ class PromptFeatures:
         sums = np.bincount(self.latents[first:last], weights=roots, minlength=width)
         return sums / max(1, int(self.content[tokens.start : tokens.stop].sum()))
 
+    def pooled_at(self, tokens: range, latents: NDArray[np.int64]) -> NDArray[np.float64]:
+        """What :meth:`pooled` has for ``latents`` ``[m]``, which ascend; takes no time and room for the others."""
+        first, last = np.searchsorted(self.positions, (tokens.start, tokens.stop))
+        found = self.latents[first:last]
+        places = np.searchsorted(latents, found)
+        wanted = places < len(latents)
+        wanted[wanted] = latents[places[wanted]] == found[wanted]
+        roots = np.sqrt(self.values[first:last][wanted].astype(np.float64))
+        sums = np.bincount(places[wanted], weights=roots, minlength=len(latents))
+        return sums / max(1, int(self.content[tokens.start : tokens.stop].sum()))
+
     def strongest(self, count: int) -> list[list[tuple[int, float]]]:
         """Per token its ``count`` largest activations as (latent, value), largest first."""
         order = np.lexsort((self.latents, -self.values, self.positions))
@@ -82,9 +94,26 @@ class PromptFeatures:
             EngineError: ``data`` is something else.
         """
         try:
-            return cls(**load(data))
+            features = cls(**load(data))
+            features._check()
+            return features
         except Exception as error:  # safetensors has its own exception class
             raise EngineError(f"The features are damaged: {error}.", "Read the prompt again.") from error
+
+    def _check(self) -> None:
+        """Refuse arrays that are not what the attributes say; judging would fail on them, or mislead.
+
+        Raises:
+            ValueError: they are not.
+        """
+        types = {"content": np.bool_, "positions": np.int32, "latents": np.int32, "values": np.float32}
+        if wrong := [name for name, array in vars(self).items() if array.ndim != 1 or array.dtype != types[name]]:
+            raise ValueError(f"{', '.join(wrong)} of another type or shape")
+        if not len(self.positions) == len(self.latents) == len(self.values):
+            raise ValueError("positions, latents and values differ in number")
+        inside = (self.positions >= 0) & (self.positions < len(self)) & (self.latents >= 0)
+        if not (inside & np.isfinite(self.values) & (self.values > 0)).all() or (np.diff(self.positions) < 0).any():
+            raise ValueError("a position, latent or value makes no sense")
 
 
 def check_residual(residual: Tensor) -> None:
@@ -112,24 +141,46 @@ def encode_prompt(sae: SAE, residual: Tensor, latents: Sequence[int] | None = No
     check_residual(residual)
     content = content_mask(residual)
     columns, held = _columns(sae, latents)
+    found = [_active(sae, residual, content, some, held) for some in _blocks(sae, columns)]
+    positions, indices, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    if len(found) > 1:
+        order = np.argsort(positions, kind="stable")
+        positions, indices, values = positions[order], indices[order], values[order]
+    return PromptFeatures(content.cpu().numpy(), positions, indices, values)
+
+
+def _blocks(sae: SAE, columns: Tensor | None) -> list[tuple[Tensor | None, int]]:
+    """``columns`` (None: all) in blocks that bound the room which the activations take, each with its start."""
+    count = sae.d_sae if columns is None else len(columns)
+    if count <= _BLOCK or not sae.independent:
+        return [(columns, 0)]
+    device = sae.weights["W_enc"].device
+    whole = torch.arange(count, device=device) if columns is None else columns
+    return [(whole[first : first + _BLOCK], first) for first in range(0, count, _BLOCK)]
+
+
+def _active(
+    sae: SAE, residual: Tensor, content: Tensor, block: tuple[Tensor | None, int], held: Tensor
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
+    """Positions, latents and values of what is active among the columns of ``block``, by position, then latent."""
+    columns, first = block
     features = sae.encode(residual, columns)
     features[~content] = 0
     positions, places = features.nonzero(as_tuple=True)
-    return PromptFeatures(
-        content=content.cpu().numpy(),
-        positions=positions.to(torch.int32).cpu().numpy(),
-        latents=held[places.cpu()].to(torch.int32).numpy(),
-        values=features[positions, places].float().cpu().numpy(),
+    return (
+        positions.to(torch.int32).cpu().numpy(),
+        held[places.cpu() + first].to(torch.int32).numpy(),
+        features[positions, places].float().cpu().numpy(),
     )
 
 
 def _columns(sae: SAE, latents: Sequence[int] | None) -> tuple[Tensor | None, Tensor]:
     """Columns of the SAE's weights to encode (None: all), and the dictionary index of each encoded column."""
+    held = sae.held
     if latents is None:
-        return None, torch.tensor(sae.latents)
-    wanted = torch.tensor(sorted(latents), dtype=torch.int64)
-    held = torch.tensor(sae.latents)
-    columns = torch.searchsorted(held, wanted)
-    if len(wanted) and (int(columns.max()) >= len(held) or bool((held[columns] != wanted).any())):
+        return None, held
+    wanted = torch.tensor(sorted(set(latents)), dtype=torch.int64)
+    places = torch.searchsorted(held, wanted, sorter=sae.order)
+    if len(wanted) and (int(places.max()) >= len(held) or bool((held[sae.order[places]] != wanted).any())):
         raise EngineError("The SAE does not hold all latents that are asked for.", "Restore SAE and catalog together.")
-    return columns.to(sae.weights["W_enc"].device), wanted
+    return sae.order[places].to(sae.weights["W_enc"].device), wanted

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from sae_runtime.errors import EngineError
 
+# Neither a pickle nor Python files of the folder; without the second word transformers would ask whoever sits at the terminal.
+_NO_CODE: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
+
 
 class TransformersEngine:
     """The first ``layer + 1`` layers of a decoder model, with a hook on the output of the last of them.
@@ -42,10 +45,11 @@ class TransformersEngine:
         self.dtype = dtype
         try:
             if random_seed is None:
-                model = AutoModel.from_pretrained(folder, dtype=dtype)
+                model = AutoModel.from_pretrained(folder, dtype=dtype, **_NO_CODE)
             else:
                 torch.manual_seed(random_seed)
-                model = AutoModel.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
+                config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+                model = AutoModel.from_config(config, dtype=dtype)
         except (OSError, ValueError) as error:
             raise EngineError(f"The model in {folder} cannot be loaded: {error}.", "Check the folder.") from error
         self._model = model.to(self.device).eval()
@@ -68,14 +72,14 @@ class TransformersEngine:
         """Width of the residual stream of the model in ``folder``."""
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(folder).get_text_config().hidden_size
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().hidden_size
 
     @staticmethod
     def depth(folder: Path) -> int:
         """Number of decoder layers of the model in ``folder``."""
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(folder).get_text_config().num_hidden_layers
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().num_hidden_layers
 
     def _keep(self, module: nn.Module, args: Any, output: Any) -> None:
         self._captured = output[0] if isinstance(output, tuple) else output

@@ -21,7 +21,7 @@ class GlossaryCache:
     """
 
     def __init__(self) -> None:
-        self._detectors: OrderedDict[str, Detector] = OrderedDict()
+        self._detectors: OrderedDict[str, tuple[Glossary, Detector]] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, glossary: Glossary) -> Detector | None:
@@ -29,12 +29,17 @@ class GlossaryCache:
         with self._lock:
             if (found := self._detectors.get(glossary.key)) is not None:
                 self._detectors.move_to_end(glossary.key)
-            return found
+            return found and found[1]
+
+    def known(self) -> list[Glossary]:
+        """The glossaries that are kept, the one used longest ago first."""
+        with self._lock:
+            return [glossary for glossary, _ in self._detectors.values()]
 
     def put(self, glossary: Glossary, detector: Detector) -> Detector:
         """Keep a detector; the one that was used longest ago goes."""
         with self._lock:
-            self._detectors[glossary.key] = detector
+            self._detectors[glossary.key] = glossary, detector
             while len(self._detectors) > _KEPT:
                 self._detectors.popitem(last=False)
         return detector

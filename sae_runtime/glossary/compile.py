@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # the detector's package imports this module
 Array = NDArray[np.float64]
 
 MEANT, OTHER = "meant", "otherwise"
-SITE = "rest"  # where most of the catalog's concepts are read best, too
+SITE: Final = "rest"  # where most of the catalog's concepts are read best, too
 MIN_ACCURACY = 0.75  # leave-one-out, of the examples; a term that is read worse never flags
 MIN_EXAMPLES = 3  # on each side, from which that is asked
 # Two of a hundred sentences that mean the term as meant are read as less, with any number of examples (fit contexts of

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sae_runtime.catalog.packs import PLACEHOLDER
 from sae_runtime.errors import InputError
+from sae_runtime.yaml_file import read_yaml
 
 MAX_TERMS = 64
 MAX_EXAMPLES = 24
@@ -69,9 +70,11 @@ class Term(BaseModel):
 
     @property
     def all_forms(self) -> tuple[str, ...]:
-        """The term and its other forms, lower case."""
+        """The term and its other forms, case-folded as prompts are when mentions are looked for."""
+        from sae_runtime.detector.mentions import fold  # the detector's package imports this module
+
         plural = [] if self.term.endswith("s") else [f"{self.term}s"]
-        return tuple(dict.fromkeys(form.lower() for form in (self.term, *self.forms, *plural)))
+        return tuple(dict.fromkeys(fold(form) for form in (self.term, *self.forms, *plural)))
 
     @property
     def note_text(self) -> str:
@@ -80,8 +83,10 @@ class Term(BaseModel):
 
     def mention(self, text: str) -> tuple[int, int] | None:
         """Place of the term's last occurrence in ``text``, or None."""
+        from sae_runtime.detector.mentions import fold
+
         pattern = "|".join(re.escape(form) for form in sorted(self.all_forms, key=len, reverse=True))
-        found = list(re.finditer(rf"(?<!\w)(?:{pattern})(?!\w)", text, re.I))
+        found = list(re.finditer(rf"(?<!\w)(?:{pattern})(?!\w)", fold(text)))
         return found[-1].span() if found else None
 
 
@@ -132,8 +137,8 @@ class Glossary(BaseModel):
             InputError: there is no such file, or it is wrong.
         """
         try:
-            value = yaml.safe_load(Path(path).read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            value = read_yaml(Path(path))
+        except (OSError, yaml.YAMLError) as error:
             raise InputError(f"The glossary {path} cannot be read: {error}.", "Name a YAML file.") from error
         if not isinstance(value, dict):
             raise InputError(f"The glossary {path} holds no terms.", "See docs/how-to/glossary.md.")

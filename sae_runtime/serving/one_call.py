@@ -25,10 +25,14 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import load_aware_call, validate_json_request, with_cancellation
 from vllm.utils import random_uuid
 
+from sae_runtime import tracing
 from sae_runtime.detector import Misread
 from sae_runtime.detector.notes import annotate_after
 from sae_runtime.engines.chat import ChatMessage
 from sae_runtime.errors import InputError, SensecheckError
+from sae_runtime.serving import metrics
+from sae_runtime.serving.limits import PLAN_SECONDS, check_size
+from sae_runtime.serving.observer import step
 from sae_runtime.serving.readers import GRACE
 from sae_runtime.serving.service import ReadingService
 
@@ -69,9 +73,10 @@ class OneCall:
                 request.sensecheck = OneCallOptions()
             if self.service is None or request.sensecheck is None or not request.sensecheck.annotate:
                 return await create_chat_completion(request=request, raw_request=raw_request)
-            return await _answer_annotated(
-                request=request, raw_request=raw_request, service=self.service, options=request.sensecheck
-            )
+            with tracing.incoming(raw_request.headers):
+                return await _answer_annotated(
+                    request=request, raw_request=raw_request, service=self.service, options=request.sensecheck
+                )
 
 
 @with_cancellation
@@ -80,18 +85,43 @@ async def _answer_annotated(
     *, request: AnnotatedChatRequest, raw_request: Request, service: ReadingService, options: OneCallOptions
 ) -> Response:
     """Read and answer. When the client leaves, the generation is stopped."""
-    report: dict[str, Any] = {"flagged": False, "misreads": [], "notes": [], "bypassed": None}
+    report: dict[str, Any] = {
+        "flagged": False, "misreads": [], "notes": [], "places": [], "notes_left_out": 0, "imitations": [],
+        "catalog": None, "bypassed": None,
+    }  # fmt: skip
     answer = _Answer(request, raw_request)
     try:
         misreads = await _misreads(request, service, options, answer, report)
         if misreads:
-            notes = [misread.note for misread in misreads]
-            report |= {"flagged": True, "misreads": [misread.model_dump() for misread in misreads], "notes": notes}
-            await answer.restart(annotate_after(request.messages, notes))
+            report |= {"flagged": True, "misreads": [misread.model_dump() for misread in misreads]}
+            await _annotate(request, service, answer, misreads, report)
         return await answer.respond(report)
     except asyncio.CancelledError:
         await answer.abandon()
         raise
+
+
+async def _annotate(
+    request: AnnotatedChatRequest,
+    service: ReadingService,
+    answer: _Answer,
+    misreads: list[Misread],
+    report: dict[str, Any],
+) -> None:
+    """Begin the answer anew with the notes; without them when the prompt is too long for the model with them."""
+    noted = annotate_after(request.messages, misreads)
+    report["notes_left_out"] = noted.left_out
+    if not noted.places:
+        return
+    await answer.restart(noted.messages)
+    if await answer.began():
+        report["places"] = [place.model_dump() for place in noted.places]
+        report["notes"] = [place.note for place in noted.places]
+        return
+    await answer.restart(list(request.messages))
+    report["notes_left_out"] += len(noted.places)
+    metrics.BYPASSES.labels("one_call", "notes_refused").inc()
+    _bypass(service, report, InputError("The prompt is refused with its notes.", "Shorten it, or the answer."))
 
 
 async def _misreads(
@@ -103,14 +133,23 @@ async def _misreads(
 ) -> list[Misread]:
     """Begin the answer and judge its reading, no later than the answer's beginning plus a short grace."""
     try:
-        messages = _text_messages(request.messages)
-        plan = await service.plan(messages, domain=options.domain, tokens=False)
-        if not plan.needs_model:
-            return []
-        async with service.reader.riding(plan) as (params, features):
-            beginning = await answer.begin(params)
-            await asyncio.wait({features, beginning}, return_when=asyncio.FIRST_COMPLETED)
-            return (await service.judge(plan, await asyncio.wait_for(features, GRACE))).misreads
+        with service.observer.inspection("one_call", domain=options.domain) as seen:
+            messages = _text_messages(request.messages)
+            check_size(messages)
+            seen.messages = messages
+            detector = service.detector  # another catalog may come into service before the reading is judged
+            planning = service.plan(detector, messages, domain=options.domain, tokens=False)
+            seen.plan = plan = await asyncio.wait_for(planning, PLAN_SECONDS)
+            report["catalog"] = detector.view.fingerprint
+            report["imitations"] = [imitation.model_dump() for imitation in plan.imitations]
+            if not plan.needs_model:
+                return []
+            async with service.reader.riding(plan) as (params, features):
+                with step("read"):
+                    beginning = await answer.begin(params)
+                    await asyncio.wait({features, beginning}, return_when=asyncio.FIRST_COMPLETED)
+                    found = await asyncio.wait_for(features, GRACE)
+                return (await asyncio.wait_for(service.judge(detector, plan, found), PLAN_SECONDS)).misreads
     except Exception as error:
         _bypass(service, report, error)
         return []
@@ -120,7 +159,8 @@ def _bypass(service: ReadingService, report: dict[str, Any], error: Exception) -
     """Count and log that the prompt is answered unread."""
     reason = "timeout" if isinstance(error, TimeoutError) else type(error).__name__
     service.counters[f"bypassed: {reason}"] += 1
-    logger.warning("answered without a reading (%s): %s", reason, error if isinstance(error, SensecheckError) else "")
+    words = error.unquoted() if isinstance(error, SensecheckError) else ""
+    logger.warning("answered without a reading (%s): %s", reason, words)
     report["bypassed"] = reason
 
 
@@ -139,6 +179,8 @@ class _Answer:
         Returns:
             A future that is done when the first chunk of a stream, or the whole of another answer, is there.
         """
+        # vLLM takes the trace from the client's headers; where there is none, its span shall become a child of ours.
+        tracing.add_to(self._raw.scope["headers"])
         together = {**(self._request.kv_transfer_params or {}), **(params or {})} or None
         request = self._request.model_copy(update={"kv_transfer_params": together, "request_id": random_uuid()})
         answer = chat(self._raw).create_chat_completion(request, self._raw)
@@ -160,6 +202,13 @@ class _Answer:
         await self.abandon()
         self._request = self._request.model_copy(update={"messages": messages})
         await self.begin()
+
+    async def began(self) -> bool:
+        """Whether the answer has begun; False when vLLM refuses the request."""
+        try:
+            return not isinstance(await (self._beginning or await self.begin()), ErrorResponse)
+        except Exception:
+            return False
 
     async def abandon(self) -> None:
         """Stop generating."""

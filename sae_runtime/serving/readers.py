@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 
 from torch import Tensor
 
+from sae_runtime import tracing
 from sae_runtime.detector import Inspector, Plan
 from sae_runtime.engines.features import PromptFeatures
 from sae_runtime.engines.vllm.channel import Inbox
@@ -72,7 +73,14 @@ class WorkerReader:
         )
         name = f"sensecheck-{params['sensecheck']['ticket']}"
         generation = asyncio.create_task(
-            _exhaust(self._engine.generate({"prompt_token_ids": token_ids}, sampling, request_id=name))
+            _exhaust(
+                self._engine.generate(
+                    {"prompt_token_ids": token_ids},
+                    sampling,
+                    request_id=name,
+                    trace_headers=tracing.outgoing(recorded=True) or None,  # vLLM's span becomes a child of ours
+                )
+            )
         )
         try:
             await asyncio.wait({generation, future}, return_when=asyncio.FIRST_COMPLETED)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 from sae_runtime.detector import Detector, Plan, Reading
@@ -16,7 +18,11 @@ from sae_runtime.errors import SensecheckError
 from sae_runtime.glossary.cache import GlossaryCache
 from sae_runtime.glossary.compile import plans, with_glossary
 from sae_runtime.glossary.terms import Glossary
+from sae_runtime.serving import metrics
+from sae_runtime.serving.observer import Observer, Step, step, timed, verdict
 from sae_runtime.serving.readers import Reader
+
+logger = logging.getLogger("sensecheck")
 
 MAX_CONCURRENT = 64
 
@@ -25,17 +31,43 @@ class BusyError(SensecheckError):
     """More readings are under way than the server takes."""
 
 
+@dataclass
+class _InService:
+    """The catalog's detector and what was compiled for it. Exchanged as a whole, so that two catalogs never mix."""
+
+    detector: Detector
+    glossaries: GlossaryCache = field(default_factory=GlossaryCache)
+    compiling: dict[str, asyncio.Task[Detector]] = field(default_factory=dict)
+
+
 class ReadingService:
     """Plans and judges on one thread of its own, so that the event loop goes on; the reader brings the features."""
 
-    def __init__(self, detector: Detector, reader: Reader) -> None:
-        self.detector = detector
+    def __init__(self, detector: Detector, reader: Reader, observer: Observer | None = None) -> None:
+        self._current = _InService(detector)
+        self.observer = observer or Observer()
         self.reader = reader
         self.counters: Counter[str] = Counter()
         self._running = 0
-        self._glossaries = GlossaryCache()
-        self._compiling: dict[str, asyncio.Task[Detector]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sensecheck")  # tokenizers are not made for several
+
+    @property
+    def detector(self) -> Detector:
+        """The detector of the catalog in service; what it has planned, it alone can judge."""
+        return self._current.detector
+
+    async def use(self, detector: Detector) -> None:
+        """Read with ``detector`` from now on; readings that have begun end with the old one.
+
+        The glossaries in use are compiled for it first, so that no prompt waits for them.
+        """
+        coming = _InService(detector)
+        for glossary in self._current.glossaries.known():
+            try:
+                await self._compile(coming, glossary)
+            except Exception as error:
+                logger.warning("a glossary will be compiled when it is used next: %s", type(error).__name__)
+        self._current = coming
 
     async def inspect(
         self, messages: Sequence[ChatMessage], *, glossary: Glossary | None = None, **options: Any
@@ -47,6 +79,10 @@ class ReadingService:
             InputError: there is nothing to read.
             EngineError: activations could not be captured.
         """
+        with self.observer.inspection("inspect", messages, options.get("domain")):
+            return await self._inspect(messages, glossary, **options)
+
+    async def _inspect(self, messages: Sequence[ChatMessage], glossary: Glossary | None, **options: Any) -> Reading:
         if self._running >= MAX_CONCURRENT:
             self.counters["refused"] += 1
             raise BusyError(f"{self._running} readings are under way.", "Try again in a moment.")
@@ -54,11 +90,12 @@ class ReadingService:
         marks = [time.perf_counter()]
         try:
             detector = await self.detector_for(glossary)
-            plan = await self._off_loop(lambda: detector.plan(messages, **options))
+            plan = await self.plan(detector, messages, **options)
             marks.append(time.perf_counter())
-            features = await self.reader.features(plan) if plan.needs_model else None
+            with step("read"):
+                features = await self.reader.features(plan) if plan.needs_model else None
             marks.append(time.perf_counter())
-            reading = await self.judge(plan, features, detector)
+            reading = await self.judge(detector, plan, features)
             marks.append(time.perf_counter())
         except Exception:
             self.counters["failed"] += 1
@@ -69,33 +106,36 @@ class ReadingService:
 
     async def detector_for(self, glossary: Glossary | None) -> Detector:
         """The detector that also knows the terms of ``glossary``; compiled when they are first seen."""
+        current = self._current
         if glossary is None:
-            return self.detector
-        if (kept := self._glossaries.get(glossary)) is not None:
+            return current.detector
+        if (kept := current.glossaries.get(glossary)) is not None:
             return kept
-        task = self._compiling.get(glossary.key)
+        task = current.compiling.get(glossary.key)
         if task is None:
-            task = self._compiling[glossary.key] = asyncio.create_task(self._compile(glossary))
-            task.add_done_callback(lambda _: self._compiling.pop(glossary.key, None))
-        return await asyncio.shield(task)  # a client that gives up does not end it: the next one finds it done
+            task = current.compiling[glossary.key] = asyncio.create_task(self._compile(current, glossary))
+            task.add_done_callback(lambda _: current.compiling.pop(glossary.key, None))
+            task.add_done_callback(metrics.count_compile)
+        with step("compile"):
+            return await asyncio.shield(task)  # a client that gives up does not end it: the next one finds it done
 
-    async def _compile(self, glossary: Glossary) -> Detector:
-        planned = await self._off_loop(lambda: plans(self.detector, glossary))
+    async def _compile(self, current: _InService, glossary: Glossary) -> Detector:
+        planned = await self._off_loop(lambda: plans(current.detector, glossary))
         features = [await asyncio.gather(*map(self.reader.features, some)) for some in planned]
-        detector = await self._off_loop(lambda: with_glossary(self.detector, glossary, planned, features))
+        detector = await self._off_loop(lambda: with_glossary(current.detector, glossary, planned, features))
         self.counters["glossaries"] += 1
-        return self._glossaries.put(glossary, detector)
+        return current.glossaries.put(glossary, detector)
 
-    async def plan(self, messages: Sequence[ChatMessage], **options: Any) -> Plan:
+    async def plan(self, detector: Detector, messages: Sequence[ChatMessage], **options: Any) -> Plan:
         """See :meth:`Detector.plan`."""
-        return await self._off_loop(lambda: self.detector.plan(messages, **options))
+        return await self._off_loop(lambda: detector.plan(messages, **options), "plan")
 
-    async def judge(self, plan: Plan, features: PromptFeatures | None, detector: Detector | None = None) -> Reading:
-        """See :meth:`Detector.reading`; counts the result."""
-        reading = await self._off_loop(lambda: (detector or self.detector).reading(plan, features))
+    async def judge(self, detector: Detector, plan: Plan, features: PromptFeatures | None) -> Reading:
+        """See :meth:`Detector.reading`, of the detector that made the plan; counts the result."""
+        reading = await self._off_loop(verdict(detector, plan, features), "judge")
         self.counters["inspected"] += 1
         self.counters["flagged"] += bool(reading.misreads)
         return reading
 
-    async def _off_loop(self, call: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+    async def _off_loop(self, call: Any, name: Step | None = None) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, timed(name, call))

@@ -49,7 +49,8 @@ def test_a_flagged_prompt_is_answered_with_its_note(server):
     assert report["misreads"][0]["concept"] == "mouse"
     assert report["misreads"][0]["intended"] == "animal"
     annotated = SAEAnnotator.from_url(server.url, domain="biology", on_error="raise", deadline=60).invoke(MOUSE)
-    assert report["notes"][0] in annotated[-1].content
+    (place,) = report["places"]
+    assert annotated[-1].content[place["start"] : place["end"]] == place["note"] == report["notes"][0]
     two_calls = complete(server, [{"role": "user", "content": annotated[-1].content}])
     assert text_of(answer) == text_of(two_calls)
     assert answer["usage"] == two_calls["usage"]
@@ -57,7 +58,9 @@ def test_a_flagged_prompt_is_answered_with_its_note(server):
 
 def test_a_clear_prompt_is_answered_as_it_stands(server):
     answer, plain = complete(server, sensecheck=CLEAR), complete(server)
-    assert answer["sensecheck"] == {"flagged": False, "misreads": [], "notes": [], "bypassed": None}
+    report = {name: value for name, value in answer["sensecheck"].items() if name != "catalog"}
+    nothing = {"misreads": [], "notes": [], "places": [], "notes_left_out": 0, "imitations": []}
+    assert report == {"flagged": False, **nothing, "bypassed": None}
     assert text_of(answer) == text_of(plain)
     assert "sensecheck" not in plain
 

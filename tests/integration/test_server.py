@@ -13,6 +13,7 @@ from langchain_core.messages import HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_openai import ChatOpenAI
+from prometheus_client.parser import text_string_to_metric_families
 
 from middleware import SAEAnnotator
 from sae_runtime.errors import ServerError
@@ -102,3 +103,52 @@ def test_a_server_of_another_model_is_refused(server, tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 2
     assert "no-such-model" in run.stderr
+
+
+def scraped(server) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Series on vLLM's own endpoint."""
+    text = httpx.get(f"{server.url}/metrics", timeout=30).raise_for_status().text
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def moved(before, after, name: str, **labels: str) -> float:
+    key = (name, frozenset(labels.items()))
+    return after.get(key, 0.0) - before.get(key, 0.0)
+
+
+def test_vllms_metrics_count_inspections(server, inspector):
+    before = scraped(server)
+    mouse = [{"role": "user", "content": "How often should I clean my mouse?"}]
+    body = {"messages": mouse, "domain": "biology"}
+    assert httpx.post(f"{server.url}/v1/sae/inspect", json=body, timeout=60).raise_for_status().json()["misreads"]
+    chat = {"model": server.model, "messages": mouse, "max_tokens": 4, "sensecheck": {"domain": "biology"}}
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=chat, timeout=120).raise_for_status().json()
+    assert answer["sensecheck"]["bypassed"] is None
+    blocks = [{"role": "user", "content": [{"type": "text", "text": "Where is the bank?"}]}]
+    httpx.post(f"{server.url}/v1/chat/completions", json={**chat, "messages": blocks}, timeout=120).raise_for_status()
+    after = scraped(server)
+    for route in ("inspect", "one_call"):
+        assert moved(before, after, "sensecheck_inspections_total", route=route, outcome="flagged") == 1
+    assert moved(before, after, "sensecheck_inspections_total", route="one_call", outcome="unread") == 1
+    assert moved(before, after, "sensecheck_bypasses_total", route="one_call", reason="InputError") == 1
+    assert moved(before, after, "sensecheck_flags_total", concept="mouse") == 2
+    assert moved(before, after, "sensecheck_note_tokens_total") > 0
+    assert moved(before, after, "sensecheck_inspection_duration_seconds_count", route="one_call") == 2
+    assert moved(before, after, "sensecheck_inspection_step_seconds_count", step="read") == 2
+    in_use = [dict(labels) for (name, labels), value in after.items() if name == "sensecheck_catalog_info" and value]
+    assert [(one["sae"], one["engine"]) for one in in_use] == [(inspector.view.sae_fingerprint, "vllm")]
+    assert any(name == "vllm:time_to_first_token_seconds_count" for name, _ in after)
+
+
+def test_the_servers_log_has_a_line_per_inspection_and_no_prompt(server):
+    text = "How often should I clean my mouse, zebracanary?"
+    httpx.post(f"{server.url}/v1/sae/inspect", json={"messages": [{"role": "user", "content": text}]}, timeout=60)
+    httpx.post(f"{server.url}/v1/sae/inspect", json={"messages": [{"role": "user", "content": [text]}]}, timeout=60)
+    log = server.log.read_text("utf-8", errors="replace")
+    assert "[sensecheck] inspection id=" in log
+    assert "zebracanary" not in log
+    assert server.log.stat().st_mode & 0o777 == 0o600

@@ -15,9 +15,11 @@ from sae_runtime.models import DEFAULT_MODEL
 from sae_runtime.models.manifest import builtin_manifests
 from ui.cli.build import build_app
 from ui.cli.evaluation import eval_app
-from ui.cli.options import Artefacts, AsJson, Model, Url
+from ui.cli.options import Artefacts, AsJson, Catalog, LogFormatOption, Model, Url
+from ui.cli.terminal import visible
 
 EXIT_ERROR = 2
+_WHERE = "A SQLite file, or a URL such as postgresql://user@host/database."
 app = typer.Typer(
     name="sensecheck",
     help="Reads how a language model understood a prompt, flags what it misread, and notes it before the model answers.",
@@ -51,8 +53,8 @@ def main() -> None:
 
 
 def _plain(text: str) -> str:
-    """Text that rich must not read as markup."""
-    return text.replace("[", "\\[")
+    """Text that rich must not read as markup, and that may come from others."""
+    return visible(text).replace("[", "\\[")
 
 
 @app.command()
@@ -70,6 +72,7 @@ def ask(
     placement: Annotated[str, typer.Option(help="Where notes go: after, inline or system.")] = "after",
     max_tokens: Annotated[int, typer.Option(min=1, help="Length limit of an answer.")] = 256,
     artefacts: Artefacts = None,
+    catalog: Catalog = None,
     as_json: AsJson = False,
 ) -> None:
     """Show how the model reads a prompt, what is flagged, the note, and the answer with and without it.
@@ -77,9 +80,11 @@ def ask(
     Example: sensecheck ask "The bass was too heavy to carry up the stairs. What should I do?"
     """
     from ui.cli.ask import AskOptions, run_ask
+    from ui.cli.catalog import named_catalog
 
     text = sys.stdin.read() if prompt == "-" else prompt
-    run_ask(text, AskOptions(model, domain, glossary, answer, url, placement, max_tokens, artefacts, as_json))
+    place = named_catalog(catalog)
+    run_ask(text, AskOptions(model, domain, glossary, answer, url, placement, max_tokens, artefacts, place, as_json))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -97,15 +102,30 @@ def serve(
         bool, typer.Option("--residual", help="Also hand out residual streams, under /v1/sae/residual.")
     ] = False,
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32; auto takes what the hardware computes in.")] = "auto",
+    log_format: LogFormatOption = "text",
+    log_prompts: Annotated[
+        Path | None,
+        typer.Option(help="Log the prompts that are read to this file, redacted. By default none is stored."),
+    ] = None,
+    log_prompts_mb: Annotated[float, typer.Option(min=0.001, help="Size of a file of logged prompts.")] = 10.0,
+    log_prompts_files: Annotated[int, typer.Option(min=1, help="Number of those files.")] = 10,
+    log_prompts_days: Annotated[float, typer.Option(min=0.01, help="Days after which they are deleted.")] = 30.0,
     artefacts: Artefacts = None,
+    catalog: Catalog = None,
 ) -> None:
     """Serve the model with vLLM's OpenAI-compatible API, read prompts in its worker, annotate chats that ask for it.
 
     Further options go to vLLM, for example --max-model-len 8192 or --data-parallel-size 2.
     """
     from sae_runtime.serving import ServerOptions
+    from sae_runtime.serving.prompt_files import PromptLogOptions
+    from ui.cli.catalog import named_catalog
     from ui.cli.serve import run_serve
 
+    prompt_log = None
+    if log_prompts is not None:
+        size = int(log_prompts_mb * 1e6)
+        prompt_log = PromptLogOptions(str(log_prompts.absolute()), size, log_prompts_files, log_prompts_days)
     options = ServerOptions(
         host,
         port,
@@ -115,6 +135,9 @@ def serve(
         residual=residual,
         dtype=dtype,
         artefacts=artefacts,
+        catalog=named_catalog(catalog),
+        log_format=log_format,
+        prompt_log=prompt_log,
         extra=tuple(context.args),
     )
     run_serve(model, options)
@@ -129,13 +152,26 @@ def chat(
     ] = "127.0.0.1",
     auth: Annotated[Path | None, typer.Option(help="File of accounts, one user:password per line.")] = None,
     root_path: Annotated[str | None, typer.Option(help="Path under which a reverse proxy shows the page.")] = None,
+    log_format: LogFormatOption = "text",
     url: Url = None,
     artefacts: Artefacts = None,
+    catalog: Catalog = None,
 ) -> None:
     """Open the chat in the browser: the conversation, and beside it how the model read your words."""
+    from ui.cli.catalog import named_catalog
     from ui.cli.serve import run_chat
 
-    run_chat(model, url, artefacts, port=port, host=host, auth=auth, root_path=root_path)
+    run_chat(
+        model,
+        url,
+        artefacts,
+        named_catalog(catalog),
+        port=port,
+        host=host,
+        auth=auth,
+        root_path=root_path,
+        log_format=log_format,
+    )
 
 
 @app.command()
@@ -162,22 +198,45 @@ def model_list() -> None:
 
 
 @db_app.command("upgrade")
-def db_upgrade(catalog: Annotated[str, typer.Argument(help="SQLite file or SQLAlchemy URL.")]) -> None:
+def db_upgrade(catalog: Annotated[str, typer.Argument(help=_WHERE)]) -> None:
     """Bring a catalog to this program's schema revision (or create it)."""
-    from sae_runtime.catalog.store import upgrade_catalog
+    from ui.cli.catalog import upgrade
 
-    upgrade_catalog(catalog)
-    print(f"{catalog} is up to date")
+    upgrade(catalog)
 
 
 @db_app.command("check")
 def db_check(
-    catalog: Annotated[
-        str | None, typer.Argument(help="SQLite file or SQLAlchemy URL; default: the model's own.")
-    ] = None,
+    catalog: Annotated[str | None, typer.Argument(help=f"{_WHERE} Default: the model's own.")] = None,
     model: Model = DEFAULT_MODEL,
 ) -> None:
     """Check that a catalog opens, has this program's revision and is complete."""
     from ui.cli.show import check_catalog
 
     check_catalog(catalog, model)
+
+
+@db_app.command("mask")
+def db_mask(catalog: Annotated[str, typer.Argument(metavar="FILE", help=_WHERE)]) -> None:
+    """Mask e-mail addresses, telephone and other long numbers, and keys in the corpus texts that a catalog shows.
+
+    Builds do so by themselves; this is for catalogs of earlier ones. All or nothing: it is one transaction.
+    """
+    from ui.cli.catalog import mask
+
+    mask(catalog)
+
+
+@db_app.command("copy")
+def db_copy(
+    source: Annotated[str, typer.Argument(metavar="FROM", help=_WHERE)],
+    target: Annotated[str, typer.Argument(metavar="TO", help=_WHERE)],
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the catalog that TO holds.")] = False,
+) -> None:
+    """Copy a whole catalog, in one transaction, and check that it arrived: how a built one gets onto a server.
+
+    Example: sensecheck db copy artefacts/catalog.sqlite postgresql://owner@db.example/senses
+    """
+    from ui.cli.catalog import copy
+
+    copy(source, target, replace=replace)

@@ -26,8 +26,10 @@ from middleware import (
     SAEAnnotator,
     ServerSource,
 )
+from sae_runtime.catalog.location import CatalogLocation
 from sae_runtime.errors import InputError
 from ui.backend import Backend, open_backend
+from ui.cli.terminal import visible, visible_json
 
 _READING_SECONDS = 600.0  # nothing else waits for this reading
 
@@ -44,6 +46,7 @@ class AskOptions:
     placement: str
     max_tokens: int
     artefacts: Path | None
+    catalog: CatalogLocation | None
     as_json: bool
 
 
@@ -71,7 +74,7 @@ def run_ask(prompt: str, options: AskOptions) -> None:
         if backend is not None:
             _answer(report, result, backend, options)
     if options.as_json:
-        print(json.dumps(report, ensure_ascii=False, indent=1))
+        print(visible_json(json.dumps(report, ensure_ascii=False, indent=1)))
     else:
         _show(report, result)
 
@@ -80,9 +83,9 @@ def run_ask(prompt: str, options: AskOptions) -> None:
 def _reader(options: AskOptions) -> Iterator[tuple[InspectionSource, Backend | None]]:
     """Without an answer the reading runs in this process; otherwise in the server that answers."""
     if not options.answer:
-        yield CatalogSource.open(options.model, artefacts=options.artefacts), None
+        yield CatalogSource.open(options.model, artefacts=options.artefacts, catalog=options.catalog), None
         return
-    with open_backend(options.model, url=options.url, artefacts=options.artefacts) as backend:
+    with open_backend(options.model, url=options.url, artefacts=options.artefacts, catalog=options.catalog) as backend:
         yield ServerSource(backend.url, api_key=backend.api_key), backend
 
 
@@ -99,6 +102,9 @@ def _report(prompt: str, result: Annotated) -> dict[str, Any]:
         "prompt": prompt,
         "mentions": mentions,
         "misreads": misreads,
+        "imitations": [imitation.model_dump() for imitation in reading.imitations],
+        "places": [place.model_dump() for place in result.places],
+        "notes_left_out": result.notes_left_out,
         "annotated_messages": convert_to_openai_messages(result.messages),
         "answer": None,
         "plain_answer": None,
@@ -126,33 +132,43 @@ def _show(report: dict[str, Any], result: Annotated) -> None:
     console.print(Panel(_marked(report["prompt"], reading.mentions, result), title="prompt", title_align="left"))
     for mention in reading.mentions:
         console.print(
-            f"[bold]{escape(mention.text)}[/]  read as {_shares(mention.reading)}   intended {_shares(mention.intended)}"
+            f"[bold]{_safe(mention.text)}[/]  read as {_shares(mention.reading)}   intended {_shares(mention.intended)}"
         )
     if not reading.misreads:
         console.print("[green]Nothing is flagged.[/]")
     for misread in reading.misreads:
         console.print(
-            f"[bold red]misread[/] [bold]{escape(misread.text)}[/]: read as {escape(misread.read_as)} ({misread.p_read_as:.0%}), "
-            f"meant {escape(misread.intended)} ({misread.p_intended:.0%})"
+            f"[bold red]misread[/] [bold]{_safe(misread.text)}[/]: read as {_safe(misread.read_as)} ({misread.p_read_as:.0%}), "
+            f"meant {_safe(misread.intended)} ({misread.p_intended:.0%})"
         )
-        console.print(f"  because of {escape(', '.join(misread.evidence)) or 'the context'}")
+        console.print(f"  because of {_safe(', '.join(misread.evidence)) or 'the context'}")
         for feature in misread.features:
             console.print(
-                f"  feature {feature.index}: {escape(feature.label)} ({feature.activation:.2f})", highlight=False
+                f"  feature {feature.index}: {_safe(feature.label)} ({feature.activation:.2f})", highlight=False
             )
-        console.print(f"  [yellow]note:[/] {escape(misread.note)}")
+        console.print(f"  [yellow]note:[/] {_safe(misread.note)}")
+    if result.notes_left_out:
+        console.print(f"[yellow]{result.notes_left_out} more notes are left out: there are too many.[/]")
+    if reading.imitations:
+        console.print("[yellow]The prompt itself holds text that looks like a note; it is none of Sensecheck's.[/]")
+    if reading.mentions_left_out:
+        console.print(f"[yellow]{reading.mentions_left_out} more mentions are not read: there are too many.[/]")
     if reading.truncated:
         console.print("[yellow]The prompt is longer than the model's context; only its head was read.[/]")
     if report["answer"] is not None:
         console.print(
-            Panel(Text(report["answer"]), title="answer with notes" if result.notes else "answer", title_align="left")
+            Panel(
+                Text(visible(report["answer"])),
+                title="answer with notes" if result.notes else "answer",
+                title_align="left",
+            )
         )
     if report["plain_answer"] is not None:
-        console.print(Panel(Text(report["plain_answer"]), title="answer without notes", title_align="left"))
+        console.print(Panel(Text(visible(report["plain_answer"])), title="answer without notes", title_align="left"))
 
 
 def _marked(prompt: str, mentions: list[MentionReading], result: Annotated) -> Text:
-    text = Text(prompt)
+    text = Text(visible(prompt))
     flagged = {(m.start, m.end) for m in (result.reading.misreads if result.reading else [])}
     for mention in mentions:
         style = "bold red underline" if (mention.start, mention.end) in flagged else "green"
@@ -162,4 +178,9 @@ def _marked(prompt: str, mentions: list[MentionReading], result: Annotated) -> T
 
 def _shares(probabilities: dict[str, float]) -> str:
     ranked = sorted(probabilities.items(), key=lambda item: -item[1])
-    return escape(", ".join(f"{name} {share:.0%}" for name, share in ranked))
+    return _safe(", ".join(f"{name} {share:.0%}" for name, share in ranked))
+
+
+def _safe(text: str) -> str:
+    """Text of others as rich may print it: neither markup nor control characters take effect."""
+    return escape(visible(text))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from types import FrameType
 
+from sae_runtime import logs
+from sae_runtime.catalog.location import CatalogLocation
 from sae_runtime.detector.artefacts import Artefacts
 from sae_runtime.errors import InputError, ServerError
+from sae_runtime.logs import LogFormat
 from sae_runtime.paths import LOOPBACK
 from sae_runtime.progress import console
 from sae_runtime.serving import ServerOptions, reads_prompts
@@ -40,11 +44,13 @@ def run_chat(
     model: str,
     url: str | None,
     artefacts: Path | None,
+    catalog: CatalogLocation | None = None,
     *,
     port: int,
     host: str,
     auth: Path | None,
     root_path: str | None,
+    log_format: LogFormat = "text",
 ) -> None:
     """Open the chat page and serve it until interrupted.
 
@@ -54,11 +60,12 @@ def run_chat(
     """
     from ui.page.app import Door, launch
 
+    logs.configure(log_format, os.environ.get(logs.LEVEL_VARIABLE) or "INFO")
     door = Door(port, host, read_accounts(auth) if auth else None, root_path)
     door.check()  # before a server is started for nothing
-    opened = Artefacts.open(model, folder=artefacts)
+    opened = Artefacts.open(model, folder=artefacts, catalog=catalog)
     _interrupt_on_terminate()
-    with open_backend(model, url=url, artefacts=artefacts) as backend:
+    with open_backend(model, url=url, artefacts=artefacts, catalog=catalog, log_format=log_format) as backend:
         launch(backend, opened, door)
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sae_runtime.catalog import CatalogView
+from sae_runtime.catalog.location import catalog_location
 from sae_runtime.errors import ArtefactError
 from sae_runtime.models import resolve_model
 from sae_runtime.models.manifest import builtin_names
@@ -48,7 +49,7 @@ def show_card(card: dict[str, Any], *, as_json: bool) -> None:
 
 def check_catalog(catalog: str | None, model: str) -> None:
     """Open a catalog completely and print what it holds."""
-    location = catalog or str(_folder(model, None) / CATALOG_FILE)
+    location = catalog_location(catalog) if catalog else _folder(model, None) / CATALOG_FILE
     view = CatalogView.load(location)
     senses = sum(len(concept.senses) for concept in view.concepts)
     print(f"{location}: model {view.model_name}, layer {view.layer}, {len(view.features)} features, "

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from sae_runtime.catalog.location import CatalogLocation
 from sae_runtime.catalog.search import FeatureHit, nearest_features, search_features
 from sae_runtime.catalog.view import FeatureDetail, feature_detail
 from sae_runtime.errors import SensecheckError
@@ -61,7 +61,7 @@ class FeatureTab:
     show: Callable[[int], str]
 
 
-def feature_tab(catalog: Path, sae: SAE, labels: Mapping[int, str]) -> FeatureTab:
+def feature_tab(catalog: CatalogLocation, sae: SAE, labels: Mapping[int, str]) -> FeatureTab:
     """Search box, hits and page with their events; call it inside ``gr.Blocks`` or ``gr.Tab``.
 
     A click on a feature shows its page, a click on a concept searches for it. Enter opens the best hit.

@@ -116,7 +116,7 @@ def build_page(
         overlays: folder of the words that people add; None: in the user's cache.
         max_tokens: length limit of an answer.
     """
-    lookup = Lookup(opened.view, opened.folder)
+    lookup = Lookup(opened.view, opened.catalog)
     labels = {index: feature.label for index, feature in opened.view.features.items()}
     with gr.Blocks(title="Sensecheck", analytics_enabled=False) as page:
         gr.HTML(_head(backend.model), apply_default_css=False)

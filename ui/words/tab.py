@@ -14,6 +14,7 @@ import gradio as gr
 
 from middleware import SAEAnnotator
 from sae_runtime.catalog.browse import SenseSummary, sense_contexts, sense_rows
+from sae_runtime.catalog.location import CatalogLocation
 from sae_runtime.errors import SensecheckError
 from sae_runtime.glossary import Glossary
 from ui.download import download_script
@@ -43,11 +44,11 @@ class WordsTab:
         return Overlay.at(self.overlay_folder, user).terms()
 
 
-def words_tab(catalog: Path, annotator: SAEAnnotator, overlay_folder: Path) -> WordsTab:
+def words_tab(catalog: CatalogLocation, annotator: SAEAnnotator, overlay_folder: Path) -> WordsTab:
     """Lay the tab out; call it inside a ``gr.Tab``. A catalog that cannot be read is said so in the tab.
 
     Args:
-        catalog: the SQLite file, read only.
+        catalog: where it is; read only.
         annotator: compiles own words and reads the sentences they are tried on.
         overlay_folder: where own words are kept; made at need.
     """
@@ -75,7 +76,7 @@ def words_tab(catalog: Path, annotator: SAEAnnotator, overlay_folder: Path) -> W
     return WordsTab(frame, detail, overlay_folder)
 
 
-def concept_detail(catalog: Path, rows: Sequence[SenseSummary], concept: str) -> str:
+def concept_detail(catalog: CatalogLocation, rows: Sequence[SenseSummary], concept: str) -> str:
     """HTML of the concept with that slug."""
     senses = [row for row in rows if row.concept == concept]
     if not senses:
@@ -86,7 +87,7 @@ def concept_detail(catalog: Path, rows: Sequence[SenseSummary], concept: str) ->
         return problem_html(error)
 
 
-def sense_form(catalog: Path, rows: Sequence[SenseSummary], concept: str) -> tuple[str, ...]:
+def sense_form(catalog: CatalogLocation, rows: Sequence[SenseSummary], concept: str) -> tuple[str, ...]:
     """The form's six fields for a new sense of ``concept``: what is known stands where the word is mistaken for.
 
     The catalog's signatures only tell its own senses apart, so the new one is compiled against all of them together.
@@ -137,7 +138,7 @@ def _own_words(words: OwnWords) -> list[Any]:
     return form
 
 
-def _rows(catalog: Path) -> tuple[list[SenseSummary], str]:
+def _rows(catalog: CatalogLocation) -> tuple[list[SenseSummary], str]:
     """The catalog's senses, and what the detail pane says at first."""
     try:
         return sense_rows(catalog), hint_html("Choose a row to see the concept's senses and sentences.")

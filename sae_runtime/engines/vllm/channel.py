@@ -2,7 +2,8 @@
 
 vLLM returns a connector's results when a request has *finished*. A reading is wanted while the answer is only
 beginning, so the worker sends it over a ZeroMQ socket as soon as the prompt is computed. The socket has an abstract
-Unix address: no file is made, and nothing is left when a process dies. A message is ``ticket, kind, payload``.
+Unix address: no file is made, and nothing is left when a process dies. Only processes of the same user are listened to.
+A message is ``ticket, kind, payload``.
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ class Inbox:
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.PULL)
         self._socket.linger = 0
+        # An abstract address has no permissions: connections of other users' processes are closed by this filter.
+        self._socket.setsockopt(zmq.IPC_FILTER_UID, os.geteuid())
         self._socket.bind(_address(name, self.reply))
         self._expected: dict[bytes, asyncio.Future[PromptFeatures | torch.Tensor]] = {}
         self._task = asyncio.create_task(self._receive())

@@ -27,11 +27,13 @@ from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 from vllm.model_executor.models.extract_hidden_states import CacheOnlyAttentionLayer
 from vllm.v1.kv_cache_interface import HiddenStateCacheSpec
 
+from sae_runtime import logs
 from sae_runtime.engines.features import PromptFeatures, check_residual, encode_prompt
 from sae_runtime.engines.vllm.channel import Outbox
 from sae_runtime.engines.vllm.requests import ReadRequest, digest
-from sae_runtime.errors import EngineError, InputError
+from sae_runtime.errors import EngineError, FingerprintError, InputError
 from sae_runtime.sae import load_sae
+from sae_runtime.sae.fingerprint import fingerprint_sae
 
 logger = logging.getLogger("sensecheck")
 
@@ -55,17 +57,20 @@ class Jobs(KVConnectorMetadata):
 class SAEConnector(KVConnectorBase_V1, SupportsHMA):
     """Encodes inspected prompts; see the module.
 
-    Settings in ``kv_connector_extra_config``: ``artefacts`` (folder of the SAE, or None), ``channel`` (name of the way back),
+    Settings in ``kv_connector_extra_config``: ``artefacts`` (folder of the SAE, or None), ``sae`` (fingerprint of the one
+    that is meant; None: whatever is there), ``channel`` (name of the way back),
     ``residual`` (whether the residual stream itself may be asked for).
     """
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
+        logs.configure_from_environment()  # the engine's and the workers' processes
         settings = vllm_config.kv_transfer_config.kv_connector_extra_config
         self._group = _hidden_state_group(kv_cache_config)
         self._outbox = Outbox(settings["channel"])
         self._residual_allowed = bool(settings.get("residual"))
         self._artefacts: str | None = settings["artefacts"]
+        self._fingerprint: str | None = settings.get("sae")
         self._pending: dict[str, tuple[ReadRequest, Any]] = {}  # scheduler half
         self._cache: torch.Tensor | None = None  # worker half; None on ranks that do not encode
         self._layer = ""
@@ -139,9 +144,12 @@ class SAEConnector(KVConnectorBase_V1, SupportsHMA):
         self._cache = kv_caches[self._layer]
         if self._artefacts is None:
             return
-        self._sae = load_sae(Path(self._artefacts), device=str(self._cache.device))
-        if self._cache.device.type == "cpu":
-            self._sae = self._sae.to(dtype=torch.float32)  # the faster type on CPUs without bfloat16 units
+        folder = Path(self._artefacts)
+        self._sae = load_sae(folder, device=str(self._cache.device), compact=True)
+        if self._fingerprint and fingerprint_sae(folder) != self._fingerprint:
+            raise FingerprintError(
+                f"The SAE in {folder} was replaced while the server was starting.", "Start it again."
+            )
 
     def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
         """Called after each attention layer; ours tells that this step's hidden states are in the cache."""

@@ -12,7 +12,9 @@ ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NO
 UNSUPPORTED = "does not support EAGLE3 interface"
 
 
-def in_worker_arguments(artefacts: Path | None, layer: int, channel: str, *, residual: bool = False) -> list[str]:
+def in_worker_arguments(
+    artefacts: Path | None, layer: int, channel: str, *, sae: str | None = None, residual: bool = False
+) -> list[str]:
     """Command line options.
 
     Args:
@@ -20,6 +22,7 @@ def in_worker_arguments(artefacts: Path | None, layer: int, channel: str, *, res
         layer: 0-based layer L whose output is read (``resid_post``); vLLM counts the streams before layers, so that
             one is its number L + 1.
         channel: name of the way back, unique to the server.
+        sae: fingerprint of the SAE that the worker is to load; it refuses another one.
         residual: allow requests for the residual stream itself.
     """
     speculative = {
@@ -33,6 +36,7 @@ def in_worker_arguments(artefacts: Path | None, layer: int, channel: str, *, res
         "kv_role": "kv_producer",
         "kv_connector_extra_config": {
             "artefacts": artefacts and str(artefacts),
+            "sae": sae,
             "channel": channel,
             "residual": residual,
         },

@@ -30,7 +30,7 @@ class ReadRequest(BaseModel):
     ticket: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     reply: Annotated[int, Field(gt=0)]
     digest: int
-    latents: Annotated[list[int] | None, Field(max_length=1_000_000)] = None
+    latents: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]] | None, Field(max_length=1_000_000)] = None
     residual: bool = False
 
     def as_params(self) -> dict[str, Any]:

@@ -227,3 +227,19 @@ def test_a_reading_that_does_not_fit_the_prompt_lets_it_pass(
     (result,) = call(annotator, "invoke", [message])
     assert result is message
     assert sum(annotator.stats.bypassed.values()) == 1
+
+
+@pytest.mark.parametrize("place", [{"message": 7}, {"message": 0, "start": -9, "end": -5}], ids=["message", "place"])
+def test_a_reading_that_does_not_fit_the_prompt_is_an_error_of_this_project(
+    scripted: Any, misread_at: Any, reading_of: Any, call: Call, place: dict[str, int]
+) -> None:
+    """Found by fuzzing: with ``on_error="raise"`` an IndexError or ValueError left the annotator."""
+
+    class Stranger(scripted):  # type: ignore[misc]
+        def inspect(self, *args: Any, **options: Any) -> Any:
+            return reading_of([misread_at(TEXT, 13, 17).model_copy(update=place)])
+
+    annotator = SAEAnnotator(source=Stranger(), placement="inline", on_error="raise")
+    with pytest.raises(SensecheckError, match="does not fit"):
+        call(annotator, "invoke", TEXT)
+    assert sum(annotator.stats.bypassed.values()) == 1

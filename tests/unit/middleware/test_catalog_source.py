@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from middleware import CatalogSource, InspectionRequest, InspectionSource, SAEAnnotator
+from sae_runtime.catalog.location import catalog_location
 from sae_runtime.detector import Inspector, Reading
 from sae_runtime.errors import EngineError, InputError, InspectionTimeout
 
@@ -37,6 +38,7 @@ class WaitingInspector:
         self.calls: list[tuple[Any, str | None, list[int]]] = []
         self.at_once: set[str] = set()
         self.error: Exception | None = None
+        self.opened = None
 
     def inspect(self, messages: Any, *, domain: str | None, read: list[int], tokens: bool, **scope: Any) -> Reading:
         assert not tokens
@@ -169,12 +171,13 @@ def test_open_and_from_catalog_hand_their_options_to_the_inspector(
         return inspector
 
     monkeypatch.setattr(Inspector, "from_model", from_model)
-    folder = Path("artefacts")
-    source = CatalogSource.open("a-model", artefacts=folder, device="cuda")
+    folder, url = Path("artefacts"), "postgresql://reader:secret@host/senses"
+    source = CatalogSource.open("a-model", artefacts=folder, catalog=url, device="cuda")
     annotator = SAEAnnotator.from_catalog(
-        "a-model", artefacts=folder, device="cuda", placement="inline", domain="rivers"
+        "a-model", artefacts=folder, catalog=url, device="cuda", placement="inline", domain="rivers"
     )
-    assert opened == [(("a-model",), {"artefacts": folder, "device": "cuda"})] * 2
+    assert opened == [(("a-model",), {"artefacts": folder, "catalog": catalog_location(url), "device": "cuda"})] * 2
+    assert "secret" not in repr(opened)
     assert source.inspector is inspector
     assert isinstance(annotator.source, CatalogSource)
     assert (annotator.placement, annotator.domain) == ("inline", "rivers")

@@ -40,8 +40,8 @@ MEDIA: list[dict[str, object]] = [
 ]
 EACH_PLACEMENT = pytest.mark.parametrize("placement", ["after", "inline", "system"])
 
-# Texts are of any script. Notes carry private-use characters, which the texts never have: they can be found again without doubt.
-texts = st.text(st.characters(exclude_categories=["Cs", "Co"]), max_size=20)
+# Texts are of any script. Notes carry two signs that the texts never have: they can be found again without doubt.
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="꧁꧂"), max_size=20)
 words = st.builds(lambda a, b: f"{a}bänk 🏞️{b}", texts, texts)
 
 
@@ -96,7 +96,7 @@ def misreads_of(case: Case, misread_at: MisreadAt) -> list[Misread]:
     messages, target, spans = case
     text = plain_text(messages[target])
     return [
-        misread_at(text, start, end, message=target, note=f"\ue000{number} означает реку «ß» 🌊\ue001")
+        misread_at(text, start, end, message=target, note=f"꧁{number} означает реку «ß» 🌊꧂")
         for number, (start, end) in enumerate(spans)
     ]
 
@@ -133,7 +133,7 @@ def test_inputs_are_never_mutated(case: Case, placement: Placement, misread_at: 
     messages, misreads = case[0], misreads_of(case, misread_at)
     same_messages, copies = list(messages), copy.deepcopy(messages)
     same_misreads = copy.deepcopy(misreads)
-    result = place_notes(messages, misreads, placement)
+    result = place_notes(messages, misreads, placement).messages
     assert result is not messages
     assert len(messages) == len(same_messages)
     assert all(a is b for a, b in zip(messages, same_messages, strict=True))
@@ -148,7 +148,7 @@ def test_inputs_are_never_mutated(case: Case, placement: Placement, misread_at: 
 def test_removing_the_notes_gives_back_the_input(case: Case, placement: Placement, misread_at: MisreadAt) -> None:
     messages, misreads = case[0], misreads_of(case, misread_at)
     additions = additions_of(misreads, placement)
-    result = place_notes(messages, misreads, placement)
+    result = place_notes(messages, misreads, placement).messages
     added = "".join(plain_text(message) for message in result)
     assert all(added.count(misread.note) == 1 for misread in misreads)
     if placement == "system" and not isinstance(messages[0], SystemMessage):
@@ -164,12 +164,26 @@ def test_removing_the_notes_gives_back_the_input(case: Case, placement: Placemen
 @given(case=cases())
 def test_other_messages_are_the_very_same_objects(case: Case, placement: Placement, misread_at: MisreadAt) -> None:
     messages, target, _ = case
-    result = place_notes(messages, misreads_of(case, misread_at), placement)
+    result = place_notes(messages, misreads_of(case, misread_at), placement).messages
     if placement == "system":
         target = 0 if isinstance(messages[0], SystemMessage) else -1
         result = result[1:] if target == -1 else result
     assert len(result) == len(messages)
     assert [i for i, (a, b) in enumerate(zip(result, messages, strict=True)) if a is not b] == [target] * (target >= 0)
+
+
+@EACH_PLACEMENT
+@LIGHT
+@given(case=cases())
+def test_the_places_are_where_the_notes_stand(case: Case, placement: Placement, misread_at: MisreadAt) -> None:
+    misreads = misreads_of(case, misread_at)
+    placed = place_notes(case[0], misreads, placement)
+    texts_of = [plain_text(message) for message in placed.messages]
+    assert [texts_of[place.message][place.start : place.end] for place in placed.places] == [
+        place.note for place in placed.places
+    ]
+    assert sorted(place.note for place in placed.places) == sorted(misread.note for misread in misreads)
+    assert (placed.notes, placed.left_out) == ([misread.note for misread in misreads], 0)
 
 
 @LIGHT
@@ -178,7 +192,7 @@ def test_after_keeps_everything_before_the_note(case: Case, misread_at: MisreadA
     messages, target, _ = case
     misreads = misreads_of(case, misread_at)
     (addition,) = additions_of(misreads, "after")
-    result = place_notes(messages, misreads, "after")
+    result = place_notes(messages, misreads, "after").messages
     assert plain_text(result[target]) == plain_text(messages[target]) + addition
 
 
@@ -189,7 +203,7 @@ def test_inline_puts_each_note_right_behind_its_mention(case: Case, misread_at: 
     misreads = misreads_of(case, misread_at)
     additions = additions_of(misreads, "inline")
     original = plain_text(messages[target])
-    text = plain_text(place_notes(messages, misreads, "inline")[target])
+    text = plain_text(place_notes(messages, misreads, "inline").messages[target])
     others = re.compile("|".join(re.escape(addition) for addition in additions))
     for misread, addition in zip(misreads, additions, strict=True):
         head, found, _ = text.partition(addition)
@@ -202,7 +216,7 @@ def test_inline_puts_each_note_right_behind_its_mention(case: Case, misread_at: 
 @given(messages=st.one_of(before, cases().map(lambda case: case[0])))
 def test_without_misreads_the_messages_are_identical(messages: list[BaseMessage], placement: Placement) -> None:
     copies = copy.deepcopy(messages)
-    result = place_notes(messages, [], placement)
+    result = place_notes(messages, [], placement).messages
     assert len(result) == len(messages)
     assert all(a is b for a, b in zip(result, messages, strict=True))
     assert messages == copies

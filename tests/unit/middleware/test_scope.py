@@ -105,6 +105,8 @@ def test_a_batch_may_mix_sources_and_options(call: Call) -> None:
         {"domain": 3},
         {"only": "bank"},
         {"without": [1]},
+        {"only": 3},
+        {"without": True},
         {"glossary": 7},
         {"source": 5},
         {"picks": ["bank"]},

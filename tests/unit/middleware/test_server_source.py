@@ -8,8 +8,10 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from langchain_core.messages import HumanMessage
 
@@ -180,6 +182,23 @@ def test_a_refusal_of_another_shape_is_shown_shortened(
         read(call, source)
     assert shown in caught.value.message
     assert len(caught.value.message) < 300
+
+
+@pytest.mark.parametrize("status", [200, 502])
+def test_an_answer_that_is_nested_without_end_is_a_server_error(
+    server: TinyServer, source: ServerSource, call: Call, status: int
+) -> None:
+    """Found by fuzzing: Python's JSON reader raises a RecursionError."""
+    server.status, server.body = status, b"[" * 100_000
+    with pytest.raises(ServerError):
+        read(call, source)
+
+
+def test_a_health_answer_that_is_nested_without_end_is_a_server_error(open_source: Any) -> None:
+    source = open_source("http://127.0.0.1:1")
+    source._expected = SimpleNamespace(fingerprints={"sae": "s"})
+    with pytest.raises(ServerError, match="does not say"):
+        source._check(httpx.Response(200, content=b"[" * 100_000))
 
 
 @pytest.mark.parametrize("body", [b"<html>Log in</html>", b"", b"[]", b'{"model": "m"}', b"\xff"],

@@ -14,7 +14,8 @@ from fastapi.testclient import TestClient
 from sae_runtime.detector import FeatureActivation, MentionReading, Reading, TokenReading
 from sae_runtime.errors import EngineError, InputError, SensecheckError
 from sae_runtime.models import ModelFingerprint
-from sae_runtime.serving.plugin import MAX_CHARACTERS, MAX_MESSAGES, SensecheckEndpoint
+from sae_runtime.serving.limits import MAX_BODY, MAX_CHARACTERS, MAX_MESSAGES
+from sae_runtime.serving.plugin import SensecheckEndpoint
 from sae_runtime.serving.service import BusyError
 
 TEXT = "I sat on the bänk 🏞️."
@@ -91,9 +92,14 @@ def test_a_reading_comes_back_whole(client: TestClient, service: ScriptedService
     response = client.post("/v1/sae/inspect", json={"messages": [USER], "domain": "rivers", "read": [0]})
     assert response.status_code == 200
     assert Reading.model_validate(response.json()) == service.reading
-    annotated = response.json()["annotated_messages"]
-    assert response.json() == {**service.reading.model_dump(mode="json"), "annotated_messages": annotated}
-    assert annotated == [{"role": "user", "content": TEXT + "\n\n[Note on the wording above: A note.]"}]
+    noted = TEXT + "\n\n[Note on the wording above: A note.]"
+    start = noted.index("A note.")
+    assert response.json() == {
+        **service.reading.model_dump(mode="json"),
+        "annotated_messages": [{"role": "user", "content": noted}],
+        "places": [{"note": "A note.", "message": 0, "start": start, "end": start + len("A note.")}],
+        "notes_left_out": 0,
+    }
     assert service.calls == [([USER], "rivers", [0], True)]
 
 
@@ -136,11 +142,33 @@ def test_read_that_names_no_message_is_refused(client: TestClient, service: Scri
         pytest.param({"messages": [USER], "domain": "d" * 65}, id="long-domain"),
         pytest.param({"messages": [USER], "read": "all"}, id="read-str"),
         pytest.param({"messages": [USER], "read": [None]}, id="read-none"),
+        pytest.param({"messages": [USER], "read": [0] * (MAX_MESSAGES + 1)}, id="read-without-end"),
+        pytest.param({"messages": [USER], "only": ["s" * 129]}, id="long-slug-only"),
+        pytest.param({"messages": [USER], "without": ["s" * 129]}, id="long-slug-without"),
+        pytest.param({"messages": [USER], "without": ["s"] * 1001}, id="many-slugs"),
+        pytest.param({"messages": [USER], "picks": {"s" * 129: "x"}}, id="long-slug-picks"),
+        pytest.param({"messages": [USER], "picks": {"x": "s" * 129}}, id="long-sense-picks"),
         pytest.param([USER], id="list"),
     ],
 )
 def test_malformed_requests_are_refused(client: TestClient, service: ScriptedService, body: Any) -> None:
     assert client.post("/v1/sae/inspect", json=body).status_code == 422
+    assert service.calls == []
+
+
+def test_long_messages_that_are_each_allowed_are_too_long_together(
+    client: TestClient, service: ScriptedService
+) -> None:
+    half = {"role": "user", "content": "x" * (MAX_CHARACTERS // 2 + 1)}
+    response = client.post("/v1/sae/inspect", json={"messages": [half, half]})
+    assert response.status_code == 413
+    assert f"longer than {MAX_CHARACTERS} characters" in response.json()["error"]["message"]
+    assert service.calls == []
+
+
+def test_a_body_without_end_is_not_read_to_its_end(client: TestClient, service: ScriptedService) -> None:
+    headers = {"Content-Type": "application/json"}
+    assert client.post("/v1/sae/inspect", content=b" " * (MAX_BODY + 1), headers=headers).status_code == 413
     assert service.calls == []
 
 
@@ -207,7 +235,7 @@ def test_health_names_the_artefacts(client: TestClient) -> None:
     fingerprints = {"weights": "w", "config": "c", "tokenizer": "t", "chat_template": "ct", "sae": "s"}
     assert response.json() == {
         "status": "ok", "model": "tiny", "layer": 3, "engine": "transformers", "fingerprints": fingerprints,
-        "concepts": 2, "counters": {"inspected": 3}, "waiting": 0,
+        "concepts": 2, "counters": {"inspected": 3}, "waiting": 0, "catalog": None,
     }  # fmt: skip
 
 
@@ -219,3 +247,17 @@ def test_the_routes_are_documented(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     assert all(path.startswith("/v1/") for path in paths)  # what vLLM's API key guards
     assert paths.keys() >= {"/v1/sae/inspect", "/v1/sae/features/{index}", "/v1/sae/health"}
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "statuses"),
+    [
+        ("/v1/sae/inspect", "post", ["400", "413", "422", "500", "503"]),
+        ("/v1/sae/features/{index}", "get", ["400", "404", "422", "503"]),
+    ],
+)
+def test_every_refusal_is_documented(client: TestClient, path: str, method: str, statuses: list[str]) -> None:
+    """Found by fuzzing with the description: clients made from it knew of 200 and 422 alone."""
+    answers = client.get("/openapi.json").json()["paths"][path][method]["responses"]
+    assert sorted(answers) == ["200", *statuses]
+    assert all("Refusal" in str(answers[status]["content"]["application/json"]["schema"]) for status in statuses)

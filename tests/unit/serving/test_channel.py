@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -131,3 +134,31 @@ async def test_a_restarted_server_takes_the_place_of_the_old_one(name: str, outb
             outbox.send(inbox.reply, ticket, features())
             assert len(await asyncio.wait_for(future, PATIENCE)) == 3
         await inbox.close()
+
+
+_SENDER = """
+import os, sys, zmq
+os.setgid(int(sys.argv[3]))
+os.setuid(int(sys.argv[3]))
+context = zmq.Context()
+socket = context.socket(zmq.PUSH)
+socket.connect(sys.argv[1])
+socket.send_multipart([sys.argv[2].encode(), b"error", b"false"])
+context.destroy(linger=300)  # what was not taken by then is dropped
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+async def test_another_user_of_the_machine_is_not_listened_to(inbox: Inbox) -> None:
+    address = inbox._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    async def send(ticket: str, user: int) -> None:
+        command = [sys.executable, "-c", _SENDER, address, ticket, str(user)]
+        await asyncio.to_thread(subprocess.run, command, check=True)
+
+    async with inbox.expect() as (guessed, future), inbox.expect() as (ticket, second):
+        await send(guessed, 65534)
+        await send(ticket, os.geteuid())
+        with pytest.raises(EngineError, match="false"):
+            await asyncio.wait_for(second, PATIENCE)
+        assert not future.done()

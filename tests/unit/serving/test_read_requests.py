@@ -37,6 +37,8 @@ def test_other_requests_do_not_opt_in(params: Any) -> None:
         {"ticket": TICKET, "reply": "ipc://elsewhere", "digest": 0},
         {"ticket": TICKET, "reply": 1, "digest": 0, "address": "tcp://elsewhere"},
         {"ticket": TICKET, "reply": 1, "digest": 0, "latents": "all"},
+        {"ticket": TICKET, "reply": 1, "digest": 0, "latents": [2**63]},
+        {"ticket": TICKET, "reply": 1, "digest": 0, "latents": [-1]},
     ],
 )
 def test_a_malformed_opt_in_is_an_input_error(value: Any) -> None:

@@ -24,7 +24,7 @@ class ScriptedDetector:
     def plan(self, messages: Any, **options: Any) -> Any:
         if not messages:
             raise InputError("Nothing to read.")
-        return SimpleNamespace(needs_model=self.needs_model)
+        return SimpleNamespace(needs_model=self.needs_model, mentions=[], chat=SimpleNamespace(token_ids=[1, 2]))
 
     def reading(self, plan: Any, features: Any) -> Reading:
         return READING

@@ -22,7 +22,8 @@ def test_the_layer_is_counted_as_vllm_counts_it() -> None:
     speculative = json.loads(options["--speculative-config"])
     assert speculative["draft_model_config"]["hf_config"] == {"eagle_aux_hidden_state_layer_ids": [15]}
     transfer = json.loads(options["--kv-transfer-config"])
-    assert transfer["kv_connector_extra_config"] == {"artefacts": "artefacts", "channel": "a-channel", "residual": True}
+    settings = {"artefacts": "artefacts", "sae": None, "channel": "a-channel", "residual": True}
+    assert transfer["kv_connector_extra_config"] == settings
 
 
 @pytest.mark.parametrize("extra", [(), ("--block-size", "128"), ("--block-size=128",)])
