@@ -162,6 +162,10 @@ class Servers:
         """Root address of the server ``name``."""
         return self._servers[name].url
 
+    def pid(self, name: str) -> int:
+        """Number of the first process of the server ``name``, which its others descend from."""
+        return self._servers[name].process.pid
+
     @contextmanager
     def awake(self, name: str) -> Iterator[None]:
         """Let the server ``name`` run for the block."""

@@ -1,10 +1,11 @@
-"""Fixtures that cost something: the real small model (one per run) and two real vLLM servers (each at most once per run)."""
+"""Fixtures that cost something, each made at most once per run: the real small model, two vLLM servers, a PostgreSQL cluster."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
+from postgres_server import PostgresServer, postgres_server
 
 from sae_runtime.detector import Inspector
 from sae_runtime.models.manifest import SMALL_MODEL
@@ -23,6 +24,13 @@ def context() -> int:
 def small_model() -> str:
     """The built-in model that tests run on."""
     return SMALL_MODEL
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL cluster of the run's own; starts in about a second."""
+    with postgres_server() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

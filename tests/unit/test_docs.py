@@ -50,7 +50,7 @@ _LINK = re.compile(r"!?\[[^\]]*\]\(([^()\s]+)\)")
 _CODE_SPAN = re.compile(r"`([^`\n]+)`")
 
 # Options in the documentation that `sensecheck serve` hands on to vLLM.
-VLLM_OPTIONS = {"--data-parallel-size", "--max-model-len"}
+VLLM_OPTIONS = {"--data-parallel-size", "--max-model-len", "--otlp-traces-endpoint"}
 NOTES = {"mouse": '"mouse" is a rodent here.', "spring": '"spring" is a coil of metal here.', "fan": "A fan blows air."}
 
 

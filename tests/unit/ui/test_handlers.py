@@ -34,7 +34,7 @@ class Model:
 @pytest.fixture
 def handlers() -> Handlers:
     folder = artefacts_for("smollm2-135m-instruct")
-    lookup = Lookup(CatalogView.load(folder / CATALOG_FILE), folder)
+    lookup = Lookup(CatalogView.load(folder / CATALOG_FILE), folder / CATALOG_FILE)
     annotator = SAEAnnotator(source=FakeInspector({"mouse": "Animal."}))
     made = Handlers(annotator, Backend("http://127.0.0.1:9", "m"), lookup, lambda user: None, 10)
     made.model = Model()  # type: ignore[assignment]

@@ -25,7 +25,7 @@ TEXT = f"my mouse {EVIL}"
 @pytest.fixture(scope="module")
 def lookup() -> Lookup:
     folder = artefacts_for("smollm2-135m-instruct")
-    return Lookup(CatalogView.load(folder / CATALOG_FILE), folder)
+    return Lookup(CatalogView.load(folder / CATALOG_FILE), folder / CATALOG_FILE)
 
 
 def exchange(*, flagged: bool = True, choices: Choices | None = None) -> Exchange:

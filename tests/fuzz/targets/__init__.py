@@ -1,0 +1,1 @@
+"""The targets. Each imports nothing of another one."""
