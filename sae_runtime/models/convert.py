@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from sae_runtime.errors import ModelError
 from sae_runtime.models.manifest import Manifest
 
@@ -39,7 +41,7 @@ def convert_gguf(manifest: Manifest, gguf: Path, target: Path) -> None:
         origin = {"name": manifest.name, "gguf_sha256": manifest.gguf_sha256, "notice": manifest.notice}
         (partial / _ORIGIN).write_text(json.dumps(origin, indent=1) + "\n", "utf-8")
         partial.replace(target)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"Could not convert {gguf}: {error}.", "Check the free disk space, then run `sensecheck model fetch` again."
         ) from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +83,11 @@ def fingerprint_model(folder: Path) -> ModelFingerprint:
     if cached.exists():
         return ModelFingerprint.model_validate_json(cached.read_text("utf-8"))
     result = _compute(folder, files)
-    cached.parent.mkdir(exist_ok=True)
-    partial = cached.with_suffix(".partial")
-    partial.write_text(result.model_dump_json(), "utf-8")
-    partial.replace(cached)
+    with suppress(OSError):  # without room or permission it is computed again next time
+        cached.parent.mkdir(exist_ok=True)
+        partial = cached.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(result.model_dump_json(), "utf-8")
+        partial.replace(cached)
     return result
 
 
@@ -101,7 +104,7 @@ def _compute(folder: Path, files: list[Path]) -> ModelFingerprint:
                     raw = tensor.contiguous().view(-1).view(torch.uint8).numpy()
                     tensors[name] = f"{tensor.dtype}{tuple(tensor.shape)}{hashlib.sha256(raw).hexdigest()}"
         config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # safetensors raises its own exception class for damaged files
         raise ModelError(
             f"The model in {folder} is damaged: {error}.", "Delete the folder and fetch it again."

@@ -11,6 +11,7 @@ weights are those of SAELens; a gated SAE has two biases of its own in place of 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -31,6 +32,7 @@ class SAE(ABC):
         architecture: name of the type in ``cfg.json``.
         latent_weights: names of the weights that hold one number per latent, ``[d_sae]``.
         independent: whether a latent's activation depends on no other latent, so that some may be computed alone.
+        dtype: what is computed in. The weights' own, unless they are kept as a file stores them.
 
     Raises:
         InputError: a weight is missing or has another shape.
@@ -57,6 +59,7 @@ class SAE(ABC):
         self.weights = {name: weights[name] for name in names}
         self.metadata = metadata or {}
         self.apply_b_dec_to_input = apply_b_dec_to_input
+        self.dtype = weights["W_enc"].dtype
 
     @property
     def d_in(self) -> int:
@@ -73,10 +76,22 @@ class SAE(ABC):
         """Index in the full dictionary of each latent held here (a file may hold the catalogued ones alone)."""
         return self.metadata.get("sensecheck_latents") or list(range(self.d_sae))
 
+    @cached_property
+    def held(self) -> Tensor:
+        """:attr:`latents` as a tensor, int64 ``[d_sae]`` on the CPU: a prompt must not pay for the dictionary's size."""
+        return torch.tensor(self.latents)
+
+    @cached_property
+    def order(self) -> Tensor:
+        """Positions in this file by ascending latent; a file may list its latents in any order."""
+        return self.held.argsort()
+
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> SAE:
         """The same SAE on another device or in another dtype."""
         moved = {name: tensor.to(device=device, dtype=dtype) for name, tensor in self.weights.items()}
-        return self._like(moved, self.metadata)
+        result = self._like(moved, self.metadata)
+        result.dtype = dtype or self.dtype
+        return result
 
     def encode(self, x: Tensor, columns: Tensor | None = None) -> Tensor:
         """Latent activations of ``x``.
@@ -102,7 +117,7 @@ class SAE(ABC):
 
     def decode(self, features: Tensor) -> Tensor:
         """Reconstruction ``[n, d_in]`` of ``features`` ``[n, d_sae]``."""
-        return features @ self.weights["W_dec"] + self.weights["b_dec"]
+        return features @ self.weights["W_dec"].to(self.dtype) + self.weights["b_dec"].to(self.dtype)
 
     def subset(self, columns: list[int]) -> SAE:
         """An SAE that holds the latents ``columns`` (positions in this file) alone; exact where latents are independent.
@@ -118,7 +133,9 @@ class SAE(ABC):
         full = self.latents
         metadata = self.metadata | {"sensecheck_latents": [full[column] for column in columns]}
         metadata.setdefault("sensecheck_full_d_sae", self.d_sae)
-        return self._like(picked, metadata)
+        result = self._like(picked, metadata)
+        result.dtype = self.dtype
+        return result
 
     def config(self) -> dict[str, Any]:
         """Entries of ``cfg.json`` that belong to the type."""
@@ -129,13 +146,16 @@ class SAE(ABC):
 
     def _project(self, x: Tensor, columns: Tensor | None) -> Tensor:
         """``x``, centred where the SAE wants that, times ``W_enc``."""
-        w_enc = self.weights["W_enc"] if columns is None else self.weights["W_enc"][:, columns]
+        w_enc = self.weights["W_enc"]
+        if columns is not None:
+            w_enc = w_enc.T[columns].T  # whole rows where `load_sae` laid the matrix out by latent
+        w_enc = w_enc.to(self.dtype)
         x = x.to(w_enc)
-        return (x - self.weights["b_dec"] if self.apply_b_dec_to_input else x) @ w_enc
+        return (x - self.weights["b_dec"].to(self.dtype) if self.apply_b_dec_to_input else x) @ w_enc
 
     def _latent(self, name: str, columns: Tensor | None) -> Tensor:
         """One of :attr:`latent_weights`, for the latents ``columns`` or for all."""
-        return self.weights[name] if columns is None else self.weights[name][columns]
+        return (self.weights[name] if columns is None else self.weights[name][columns]).to(self.dtype)
 
     @abstractmethod
     def _activate(self, pre: Tensor, columns: Tensor | None) -> Tensor: ...
