@@ -18,7 +18,7 @@ from benchmarks.fleet.calibration import as_table, fit_engine, measure_reading
 from benchmarks.fleet.costs import Costs, EngineCost, ReadingCost
 from benchmarks.fleet.figures import Result, Scenario, row, run
 from benchmarks.fleet.fleet import FleetOptions
-from benchmarks.fleet.turns import MODES, PLAIN
+from benchmarks.fleet.turns import MODES, PLAIN, TWO_CALLS
 from benchmarks.fleet.validation import compare, ratios, read_rows, summary
 from benchmarks.table import show
 from sae_runtime.progress import progress

@@ -40,12 +40,8 @@ def queue(load: float, service: str, seed: int = 0) -> float:
     """Mean seconds in a single server's queue and service, over 20,000 prompts."""
     asked = fixed(_MEAN) if service == "deterministic" else exponential(_MEAN)
     traffic = Traffic(asked=asked, answered=fixed(1), turns=1.0, flagged=0.0)
-    chats = [
-        replace(chat, turns=(replace(chat.turns[0], asked=min(chat.turns[0].asked, 10**6)),))
-        for chat in traffic.chats(load, 20_000 / load, seed)
-    ]
     options = ReplicaOptions(budget=10**7, slots=1, capacity=0)
-    result = run(Scenario(PLAIN, load, 20_000 / load, 500, replica=options), _SINGLE, chats)
+    result = run(Scenario(PLAIN, load, 20_000 / load, 500, replica=options, traffic=traffic), _SINGLE)
     return mean(first_tokens(result))
 
 
