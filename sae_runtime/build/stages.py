@@ -59,7 +59,7 @@ class Stage:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Record the stage's figures and mark it as done; what it needs no longer is deleted."""
         shutil.rmtree(self.parts, ignore_errors=True)
-        for partial in self.folder.glob(".*.partial"):
+        for partial in (*self.folder.glob(".*.partial"), *self.folder.glob(".tmp*")):  # ours, and safetensors' own
             partial.unlink(missing_ok=True)
         write_text(self.folder / "done.json", json.dumps(summary, indent=1, sort_keys=True) + "\n")
 

@@ -214,8 +214,11 @@ class _Answer:
         """Stop generating."""
         if self._beginning is not None:
             self._beginning.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await self._beginning
+            # Not `await self._beginning` with its cancellation suppressed: that would swallow our own, when the client
+            # leaves just now, and the answer that is begun next would be generated for nobody.
+            await asyncio.wait({self._beginning})
+            if not self._beginning.cancelled():
+                self._beginning.exception()  # looked at, so that nobody warns of it
         if self._stream is not None:
             await self._stream.aclose()  # type: ignore[attr-defined]
             self._stream = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 from contextlib import closing
@@ -49,6 +50,10 @@ def in_step(name: str) -> str:
 def contents(artefacts: Path) -> dict[str, Any]:
     """Everything that was published, without dates."""
     with closing(sqlite3.connect(artefacts / CATALOG_FILE)) as connection:
-        catalog = [line for line in connection.iterdump() if not line.startswith('INSERT INTO "builds"')]
+        lines = [line for line in connection.iterdump() if not line.startswith('INSERT INTO "builds"')]
     card = json.loads((artefacts / CARD_FILE).read_text("utf-8"))
-    return {"sae": fingerprint_sae(artefacts), "catalog": catalog, "card": {**card, "created": None}}
+    return {
+        "sae": fingerprint_sae(artefacts),
+        "catalog": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+        "card": {**card, "created": None},
+    }

@@ -278,7 +278,8 @@ def test_a_build_killed_twice_ends_with_the_same_files(build: Build, tmp_path: P
     messages: Any = [{"role": "user", "content": PROMPT}]
     resumed, whole = (Inspector.from_model(str(build.model), artefacts=folder) for folder in (out, build.out))
     # The files differ by the moment of the build alone.
-    assert replace(resumed.view, fingerprint=None) == replace(whole.view, fingerprint=None)
+    views = [replace(one.view, fingerprint=None, concepts=tuple(one.view.concepts)) for one in (resumed, whole)]
+    assert views[0] == views[1]
     assert resumed.inspect(messages).mentions == whole.inspect(messages).mentions
 
 

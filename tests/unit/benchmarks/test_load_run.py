@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -114,6 +115,12 @@ def test_refusals_and_bypasses_are_counted_by_reason(running, tmp_path, capsys):
     assert refused
     assert all(sample.first is None and sample.tokens == 0 for sample in refused)
     assert "status 500" in capsys.readouterr().out
+
+
+def test_bypasses_are_logged_again_afterwards(running, tmp_path):
+    before = logging.getLogger("sensecheck").level
+    run(tmp_path / "load.json", users=[1], minutes=0.0)
+    assert logging.getLogger("sensecheck").level == before
 
 
 @pytest.mark.parametrize("running", [{"plain": Script(cut=True)}], indirect=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
@@ -66,7 +67,9 @@ def run(out: Path, seconds: float = 4.0, rate: float = 6.0) -> Record:
 
 
 def test_every_kind_is_sent_and_answered_and_every_series_is_kept(served, tmp_path, capsys):
+    level = logging.getLogger("sensecheck").level
     record = run(tmp_path / "soak.json")
+    assert logging.getLogger("sensecheck").level == level  # it logs no bypass meanwhile
     assert {one.kind for one in record.asked} == KINDS
     assert [one.error for one in record.asked] == [None] * len(record.asked)
     assert 10 <= len(record.asked) <= 25

@@ -74,7 +74,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     """All loggers of the process, at DEBUG level."""
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG), caplog.at_level(logging.DEBUG, logger="sensecheck"):
         yield caplog
 
 

@@ -187,3 +187,22 @@ def test_notes_that_the_model_has_no_room_for_do_not_cost_the_answer(
         "catalog": "this one", "bypassed": "InputError",
     }  # fmt: skip
     assert [len(text) > engine.room for text in engine.asked] == [False, True, False]
+
+
+async def test_a_client_that_leaves_while_the_first_answer_is_given_up_is_noticed() -> None:
+    async def slow_to_stop() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.2)
+
+    answer = object.__new__(one_call._Answer)
+    answer._stream, answer._beginning = None, asyncio.create_task(slow_to_stop())
+    await asyncio.sleep(0)
+    giving_up = asyncio.create_task(answer.abandon())
+    await asyncio.sleep(0.05)
+    giving_up.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await giving_up
+    with pytest.raises(asyncio.CancelledError):
+        await answer._beginning
