@@ -29,7 +29,7 @@ from sae_runtime.models import resolve_model
 from sae_runtime.progress import progress
 
 
-class _Folder(Stage):
+class Folder(Stage):
     """A stage somewhere else."""
 
     def __init__(self, folder: Path) -> None:
@@ -38,7 +38,7 @@ class _Folder(Stage):
 
 def small_corpus(folder: Path, sequences: list[list[int]]) -> Stage:
     """A corpus stage of these sequences, all in the train split."""
-    stage = _Folder(folder)
+    stage = Folder(folder)
     for split in SPLITS:
         rows = sequences if split == "train" else sequences[:1]
         write_tensors(
@@ -89,7 +89,7 @@ def main(
         for _ in range(rounds):
             seen["bare"].append(bare(engine, sequences, config.harvest_batch_tokens))
             with tempfile.TemporaryDirectory() as scratch:
-                source, target = small_corpus(Path(scratch) / "corpus", sequences), _Folder(Path(scratch) / "harvest")
+                source, target = small_corpus(Path(scratch) / "corpus", sequences), Folder(Path(scratch) / "harvest")
                 began = perf_counter()
                 run_harvest(target, source, lambda: _Kept(engine), batch_tokens=config.harvest_batch_tokens)
                 seen["harvest"].append(perf_counter() - began)

@@ -18,7 +18,6 @@ tables again from the file. The users run on the server's cores, in every arm al
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -37,7 +36,7 @@ from benchmarks.traffic.chats import Chat, chats
 from benchmarks.traffic.figures import Cell, Memory
 from benchmarks.traffic.histogram import Buckets, between, inspections
 from benchmarks.traffic.processes import memory
-from benchmarks.traffic.users import Arm, Line, Messages, Sample, crowd
+from benchmarks.traffic.users import Arm, Line, Messages, Sample, bypasses_unlogged, crowd
 from middleware import SAEAnnotator
 from sae_runtime.errors import InputError
 from sae_runtime.models.manifest import SMALL_MODEL
@@ -162,7 +161,7 @@ def measure(
 ) -> None:
     """Let the crowds of ``todo`` talk until the time is over; the record grows."""
     settings, end = record.settings, perf_counter() + 60 * minutes
-    with ExitStack() as stack:
+    with bypasses_unlogged(), ExitStack() as stack:
         servers = Servers()
         start_servers(settings.model, servers, {SERVERS[arm] for _, _, arm in todo}, stack,
                       compiled=settings.compiled, extra=())  # fmt: skip
@@ -210,7 +209,6 @@ def main(
     seed: int = 0,
 ) -> None:
     """Start the servers, let the crowds talk, print."""
-    logging.getLogger("sensecheck").setLevel(logging.ERROR)  # bypasses are counted here, a line for each says no more
     if only_report:
         report(Record.model_validate_json(out.read_text("utf-8")), svg)
         return

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Literal, Protocol
@@ -145,6 +147,18 @@ class Line:
             sample.bypass, sample.flagged = report["bypassed"], report["flagged"]
         sample.tokens = self.tokens  # chunks cannot be counted: half a character is sent with the next
         return "".join(text)
+
+
+@contextmanager
+def bypasses_unlogged() -> Iterator[None]:
+    """Keep the annotator from logging each bypass within the block: they are counted."""
+    logger = logging.getLogger("sensecheck")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 async def crowd(

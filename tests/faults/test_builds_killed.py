@@ -83,7 +83,11 @@ def test_a_step_killed_between_its_files_goes_on_with_the_next(
     kept = {path: path.stat().st_mtime_ns for path in step.glob("*.safetensors")}
     assert kept
     assert not (step / "done.json").exists()
+    half = [step / name for name in (".tmpAbCdEf", ".train-0000.safetensors.0123abcd.partial")]
+    for path in half:  # as when it is killed in the middle of writing
+        path.write_bytes(b"half a file")
     assert ends(build, str(whole.config), str(tmp_path / "artefacts"), around=Surroundings(home_in(tmp_path))) == 0
+    assert not any(path.exists() for path in half)
     if name != "train":  # whose checkpoint goes when it is finished
         assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert results(tmp_path / "home") == results(whole.home)
