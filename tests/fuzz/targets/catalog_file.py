@@ -47,7 +47,7 @@ def check(case: Case) -> None:
     use, edits, changes = case
     whole = _sealed() if use == "sealed" else small_catalog()
     content = damaged(whole, edits)
-    path = scratch() / "catalog.sqlite"
+    path = _fresh()
     path.write_bytes(content)
     for change in changes:
         _change(path, *change)
@@ -60,6 +60,14 @@ def check(case: Case) -> None:
         assert error.message and error.remedy, "an error without remedy"
         return
     assert use != "sealed" or _under_seal(content) == _under_seal(whole) or content[60:64] == bytes(4), "a broken seal"
+
+
+def _fresh() -> Path:
+    """A file without what earlier cases left beside it: a journal of theirs would be taken for this one's."""
+    path = scratch() / "catalog.sqlite"
+    for old in path.parent.glob(f"{path.name}*"):
+        old.unlink()
+    return path
 
 
 @cache

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from yaml_trouble import ODD_YAML
+from yaml_trouble import BOMB, ODD_YAML
 
 from sae_runtime.catalog.packs import ConceptPack, load_concept, load_packs, parse_context
 from sae_runtime.detector.mentions import fold
@@ -235,3 +235,17 @@ def test_values_on_which_the_yaml_library_stumbles_are_refused(tmp_path: Path, v
     path.write_text(f"concept: {value}\n", "utf-8")
     with pytest.raises(PackError, match=r"tip\.yaml"):
         load_concept(path)
+
+
+def test_a_few_lines_that_stand_for_a_billion_items_are_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "tip.yaml"
+    path.write_text(BOMB + "concept: *a8\n", "utf-8")
+    with pytest.raises(PackError, match="more than 1000000 values"):
+        load_concept(path)
+
+
+def test_parts_of_a_file_may_be_named_and_used_again(tmp_path: Path) -> None:
+    path = tmp_path / "tip.yaml"
+    text = edited(lambda concept: None).replace("- hint\n", "- &h hint\n", 1).replace("- hintcue\n", "- *h\n", 1)
+    path.write_text(text, "utf-8")
+    assert load_concept(path).senses["advice"].cues == ["hint"]
