@@ -26,7 +26,7 @@ def local_cluster(processors: int) -> Iterator[None]:
     """A cluster on this machine, for this process, while the block runs.
 
     It listens on the loopback address alone, sends no statistics, and asks for a token that only this process and its
-    children have, unless Ray was imported before: then it is as safe as that import was told to be.
+    children have.
 
     Raises:
         WorkerError: it cannot be started.
@@ -94,22 +94,25 @@ def _joined(**options: Any) -> Iterator[None]:
 
 @cache
 def _access() -> dict[str, str]:
-    """A token without which nobody can use a local cluster. Ray reads the mode when it is imported, and keeps the token."""
-    if "ray" in sys.modules or "RAY_AUTH_MODE" in os.environ:
-        return {}
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    """A token without which nobody can use a local cluster; the same for all of this process, since Ray keeps it.
+
+    Ray asks for one by itself, unless ``RAY_AUTH_MODE`` says otherwise, but would take it from a file in the user's home,
+    where it stays. It reads the mode when it is imported; if that was before, it warns that it has changed its mind.
+    """
+    token = {"RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN", secrets.token_hex(32))}
+    return token if "ray" in sys.modules else {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token"), **token}
 
 
 @contextmanager
 def environment(values: dict[str, str]) -> Iterator[None]:
-    """Environment variables while the block runs."""
-    before = {name: os.environ.get(name) for name in values}
+    """Environment variables while the block runs; what Ray sets itself meanwhile is taken back too."""
+    before = {name: os.environ.get(name) for name in (*values, "RAY_AUTH_MODE")}
     os.environ.update(values)
     try:
         yield
     finally:
         for name, value in before.items():
             if value is None:
-                del os.environ[name]
+                os.environ.pop(name, None)
             else:
                 os.environ[name] = value

@@ -163,11 +163,12 @@ def test_a_build_that_is_killed_with_its_cluster_goes_on(
     config: Path, alone: Path, cluster: RayWorkers, tmp_path: Path
 ) -> None:
     with tempfile.TemporaryDirectory(prefix="sc", dir="/tmp") as scratch:
-        environment = {"SENSECHECK_HOME": str(tmp_path), "OMP_NUM_THREADS": "1", "TMPDIR": scratch}
+        environment = {"SENSECHECK_HOME": str(tmp_path), "OMP_NUM_THREADS": "1", "TMPDIR": scratch, "HOME": scratch}
         command = [sys.executable, "-W", "error", "-c", DRIVER, str(config)]
         ended = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
         assert ended.returncode == -signal.SIGKILL, ended.stderr
-        assert ended.stdout == "token\n"  # without it nobody else on this machine could use the cluster
+        assert ended.stdout == "token\n"  # without which nobody else on this machine can use the cluster
+        assert not (Path(scratch) / ".ray").exists()  # where Ray would keep it
         psutil.wait_procs([process for process in psutil.process_iter() if scratch in " ".join(_command(process))], 60)
         assert not [process for process in psutil.process_iter() if scratch in " ".join(_command(process))]
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("builds/*/harvest-*/*.safetensors")}
@@ -267,11 +268,22 @@ with open_workers(sys.argv[1]) as workers:
 """
 
 
-def test_a_running_cluster_is_joined_and_left_running(cluster: RayWorkers, tmp_path: Path) -> None:
+def join(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run :data:`JOINED` on the cluster that is in use, to leave files in ``folder``."""
     address = ray.get_runtime_context().gcs_address
-    command = [sys.executable, "-W", "error", "-c", JOINED, f"ray:{address}", str(tmp_path)]
-    loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-    ended = subprocess.run(command, env=os.environ | loopback, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-W", "error", "-c", JOINED, f"ray:{address}", str(folder)]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def test_a_stranger_without_the_token_is_turned_away(cluster: RayWorkers, tmp_path: Path) -> None:
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    ended = join(tmp_path, RAY_AUTH_TOKEN="0" * 64, RAY_NUM_REDIS_GET_RETRIES="1")
+    assert "Ray cannot be used" in ended.stderr and "Authentication token is missing or incorrect" in ended.stderr
+    assert ended.returncode and not list(tmp_path.iterdir())
+
+
+def test_a_running_cluster_is_joined_and_left_running(cluster: RayWorkers, tmp_path: Path) -> None:
+    ended = join(tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert [path.read_text() for path in sorted(tmp_path.iterdir())] == ["2", "2", "1"]
     assert [node["Alive"] for node in ray.nodes()] == [True]
