@@ -180,7 +180,8 @@ class Engine:
     def _next_prompt(self, completed: int) -> Sequence | None:
         """The prompt whose tokens are computed next; a new one needs a place, and is looked up in the prefix cache."""
         while self._prefilling and self._prefilling[0].ended:
-            self._prefilling.popleft()
+            stopped = self._prefilling.popleft()
+            self._cache.put(stopped.chat, max(stopped.computed, self._cache.kept(stopped.chat)))
         if self._prefilling:
             return self._prefilling[0]
         while self._waiting:
@@ -219,10 +220,14 @@ class PrefixCache:
 
     def hit(self, sequence: Sequence) -> int:
         """Tokens of the prompt that need not be computed: whole blocks, and never all of them."""
-        known = min(sequence.shared, self._kept.get(sequence.chat, 0), sequence.prompt - 1)
+        known = min(sequence.shared, self.kept(sequence.chat), sequence.prompt - 1)
         if sequence.chat in self._kept:
             self._kept.move_to_end(sequence.chat)
         return max(0, known) // BLOCK * BLOCK
+
+    def kept(self, chat: int) -> int:
+        """Tokens of a chat that are kept."""
+        return self._kept.get(chat, 0)
 
     def put(self, chat: int, tokens: int) -> None:
         """Keep a chat's tokens."""

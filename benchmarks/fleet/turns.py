@@ -288,6 +288,7 @@ class TwoCalls:
         self._clock = turn.crowd.clock
         self._visit: Visit | None = None
         self._replica: Replica | None = None
+        self._sequence: Sequence | None = None
         self._tries = 0
         self._began = 0.0
         self._over = False
@@ -308,6 +309,8 @@ class TwoCalls:
         """The deadline has passed."""
         if not self._over:
             self._end()
+            if self._sequence is not None:  # what was computed of the prompt is found again
+                self._turn.shared = max(self._turn.shared, self._sequence.computed)
             self._turn.unread("timeout")
 
     def _compute(self) -> None:
@@ -315,9 +318,9 @@ class TwoCalls:
         self._began = self._clock.now
         turn = self._turn
         encode = turn.crowd.costs.reading.encode(turn.prompt)
-        self._visit.compute(
-            Sequence(turn.conversation.chat.number, turn.prompt, turn.shared, 1, encode=encode, done=self._computed)
-        )
+        number = turn.conversation.chat.number
+        self._sequence = Sequence(number, turn.prompt, turn.shared, 1, encode=encode, done=self._computed)
+        self._visit.compute(self._sequence)
 
     def _computed(self) -> None:
         assert self._visit is not None and self._replica is not None

@@ -263,6 +263,19 @@ def test_a_stopped_answer_leaves_its_place() -> None:
     assert len(seen) == 1
 
 
+def test_what_was_computed_of_a_stopped_prompt_is_found_again() -> None:
+    clock, seen = Clock(), []
+    one = engine(clock, budget=320)
+    stopped = Sequence(0, 960, 0, 1)
+    one.submit(stopped)
+    clock.run(ENGINE.step(320, 1, pairs(0, 320), 0) + 1e-3)
+    one.abort(stopped)  # in its second step of three
+    clock.run(10)
+    one.submit(Sequence(0, 960, 640, 1, done=lambda: seen.append(clock.now - 10)))
+    clock.run(20)
+    assert seen == [pytest.approx(ENGINE.step(320, 1, pairs(640, 960), 0))]
+
+
 # Calibration and validation.
 
 
