@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 import threading
 from argparse import Namespace
 from collections.abc import AsyncIterator
@@ -93,8 +91,3 @@ def main(port: int) -> None:
 
     engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=CONTEXT))
     uvicorn.run(app_of(SensecheckEndpoint(), engine), host="127.0.0.1", port=port, log_level="warning")
-
-
-if __name__ == "__main__":
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    main(int(sys.argv[1]))

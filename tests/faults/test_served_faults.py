@@ -12,8 +12,6 @@ import os
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -31,7 +29,7 @@ import uvicorn
 from fastapi.testclient import TestClient
 from faults.killing import Surroundings, start
 from faults.making import MESSAGES, PATIENCE, TEXT, eventually
-from faults.serving import CONTEXT, app_of, work
+from faults.serving import CONTEXT, app_of, main, work
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import HumanMessage
 
@@ -58,14 +56,12 @@ class Server:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         own = {"SENSECHECK_SERVE_MODEL": str(tiny), "SENSECHECK_SERVE_ARTEFACTS": str(artefacts)}
-        paths = {"SENSECHECK_HOME": str(home), "PYTHONPATH": str(TESTS)}
-        self._environment = {**os.environ, **own, **paths, "OMP_NUM_THREADS": "1"}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._around = Surroundings({**own, "SENSECHECK_HOME": str(home)})
+        self._process: BaseProcess | None = None
 
     def begin(self) -> None:
         """Start it and wait until it reads."""
-        command = [sys.executable, "-m", "faults.serving", str(self.port)]
-        self._process = subprocess.Popen(command, env=self._environment)
+        self._process = start(main, self.port, around=self._around)
         eventually(self.reads)
 
     def reads(self) -> bool:
@@ -74,13 +70,13 @@ class Server:
         return False
 
     def send(self, number: signal.Signals) -> None:
-        assert self._process
-        self._process.send_signal(number)
+        assert self._process and self._process.pid
+        os.kill(self._process.pid, number)
 
     def kill(self) -> None:
         if self._process:
             self._process.kill()
-            self._process.wait()
+            self._process.join()
 
 
 @pytest.fixture
