@@ -206,9 +206,18 @@ class _Answer:
     async def began(self) -> bool:
         """Whether the answer has begun; False when vLLM refuses the request."""
         try:
-            return not isinstance(await (self._beginning or await self.begin()), ErrorResponse)
+            return not isinstance(await self._first(), ErrorResponse)
         except Exception:
             return False
+
+    async def _first(self) -> Any:
+        """What :meth:`begin` returned a future of.
+
+        Awaiting that itself would pass our own cancellation on to vLLM, which answers it with an error response.
+        """
+        beginning = self._beginning or await self.begin()
+        await asyncio.wait({beginning})
+        return beginning.result()
 
     async def abandon(self) -> None:
         """Stop generating."""
@@ -225,7 +234,7 @@ class _Answer:
 
     async def respond(self, report: dict[str, Any]) -> Response:
         """The HTTP response, with ``report`` in it."""
-        first = await (self._beginning or await self.begin())
+        first = await self._first()
         if isinstance(first, ErrorResponse):
             return JSONResponse(first.model_dump(), status_code=first.error.code)
         if isinstance(first, ChatCompletionResponse):

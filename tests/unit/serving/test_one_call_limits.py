@@ -206,3 +206,24 @@ async def test_a_client_that_leaves_while_the_first_answer_is_given_up_is_notice
         await giving_up
     with pytest.raises(asyncio.CancelledError):
         await answer._beginning
+
+
+async def test_a_client_that_leaves_is_not_mistaken_for_a_prompt_that_is_refused() -> None:
+    """vLLM's handler does not raise when it is cancelled: it returns an error response."""
+
+    async def cancelled_is_refused() -> ErrorResponse | None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            return ErrorResponse(error=ErrorInfo(message="Client disconnected", type="BadRequestError", code=400))
+        return None
+
+    answer = object.__new__(one_call._Answer)
+    answer._stream, answer._beginning = None, asyncio.create_task(cancelled_is_refused())
+    waiting = asyncio.create_task(answer.began())
+    await asyncio.sleep(0.05)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await answer.abandon()
+    assert answer._beginning.done()
