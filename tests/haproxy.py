@@ -12,8 +12,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
+
+from loopback import free_port
 
 PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "rolling-update.md"
 _START_SECONDS = 30.0
@@ -61,7 +63,7 @@ def haproxy(replicas: Mapping[str, str]) -> Iterator[Proxy]:
     """Start it before the ``replicas``, root addresses by the names in the page's configuration; they are up by then."""
     program = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
     assert program, "HAProxy is missing; `make test` installs it"
-    port = free_ports(1)[0]
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="haproxy-") as folder:
         admin, file = Path(folder) / "admin.sock", Path(folder) / "haproxy.cfg"
         file.write_text(configuration(port, admin, replicas), "utf-8")
@@ -87,16 +89,3 @@ def configuration(port: int, admin: Path, replicas: Mapping[str, str]) -> str:
         assert text.count(shown) == 1, f"{PAGE.name} does not show {shown!r} once"
         text = text.replace(shown, used)
     return text
-
-
-def free_ports(count: int) -> list[int]:
-    """Different ports on loopback that nobody listens on."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            with closing(probe):
-                pass

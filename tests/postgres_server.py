@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,6 +18,7 @@ from itertools import count
 from pathlib import Path
 
 import psycopg
+from loopback import free_port
 from sqlalchemy import URL
 
 USER, PASSWORD = "sensecheck", "p@ss/w:rd#1"
@@ -94,7 +94,7 @@ def postgres_server() -> Iterator[PostgresServer]:
         (folder / "password").chmod(0o644)
         _run(programs / "initdb", "--pgdata", str(folder / "data"), "--username", USER, "--auth-local=trust",
              "--auth-host=scram-sha-256", "--pwfile", str(folder / "password"), "--no-sync", *_LOCALE)  # fmt: skip
-        server = PostgresServer(folder, _free_port())
+        server = PostgresServer(folder, free_port())
         with _running(programs, server):
             yield server
     finally:
@@ -171,9 +171,3 @@ def _run(*command: str | Path) -> None:
     )
     if done.returncode:
         raise RuntimeError(f"{command[0]}: {done.stderr}")
-
-
-def _free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

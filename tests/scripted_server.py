@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import httpx
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from loopback import free_port
 
 _PATIENCE = 60.0  # seconds
 MISREAD = "crane"
@@ -65,9 +65,7 @@ class ScriptedServer:
 @contextmanager
 def scripted_server(script: Script | None = None) -> Iterator[ScriptedServer]:
     """Start one in a session of its own, as model servers are, and wait until it answers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, __file__, str(port), json.dumps(asdict(script or Script()))]
     with ScriptedServer(subprocess.Popen(command, start_new_session=True), f"http://127.0.0.1:{port}") as server:
         end = time.monotonic() + _PATIENCE

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from sqlalchemy.orm import Session
 from tiny_models import HIDDEN
@@ -112,6 +114,20 @@ def put_bytes(data: bytes, target: Path) -> None:
     coming = target / ".coming"
     coming.write_bytes(data)
     coming.replace(target / CATALOG_FILE)
+
+
+def hold(engine: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Have ``engine`` stop in the middle of a reading: the first event says that it has, setting the second lets it go on."""
+    begun, release = threading.Event(), threading.Event()
+    residual = engine.residual
+
+    def held(rows: Any) -> Any:
+        begun.set()
+        assert release.wait(PATIENCE)
+        return residual(rows)
+
+    monkeypatch.setattr(engine, "residual", held)
+    return begun, release
 
 
 def eventually(true: Callable[[], Any]) -> None:

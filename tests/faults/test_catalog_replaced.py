@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.making import LAYER, MESSAGES, PATIENCE, TEXT, eventually, make_artefacts, put_bytes, put_catalog
+from faults.making import LAYER, MESSAGES, PATIENCE, TEXT, eventually, hold, make_artefacts, put_bytes, put_catalog
 from langchain_core.messages import HumanMessage
 
 from middleware import CatalogSource, InspectionRequest, SAEAnnotator
@@ -81,16 +81,7 @@ def test_a_chain_never_notices(tiny: Path, artefacts: Path, second: Path) -> Non
 def test_a_reading_under_way_ends_with_the_old_catalog(
     source: CatalogSource, artefacts: Path, second: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = source.inspector.engine
-    begun, release = threading.Event(), threading.Event()
-    residual = engine.residual
-
-    def held(rows: Any) -> Any:
-        begun.set()
-        assert release.wait(PATIENCE)
-        return residual(rows)
-
-    monkeypatch.setattr(engine, "residual", held)
+    begun, release = hold(source.inspector.engine, monkeypatch)
     results: list[Reading] = []
     thread = threading.Thread(target=lambda: results.append(read(source)))
     thread.start()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.making import MESSAGES, PATIENCE, TEXT, eventually, make_artefacts, put_catalog
+from faults.making import MESSAGES, PATIENCE, TEXT, eventually, hold, make_artefacts, put_catalog
 from langchain_core.messages import HumanMessage
 
 import middleware
@@ -81,15 +81,7 @@ def test_a_jump_neither_shortens_nor_lengthens_a_deadline(
     clock: Clock, tiny: Path, artefacts: Path, monkeypatch: pytest.MonkeyPatch, jump: float
 ) -> None:
     source = CatalogSource.open(str(tiny), artefacts=artefacts)
-    engine = source.inspector.engine
-    residual, begun, release = engine.residual, threading.Event(), threading.Event()
-
-    def held(rows: Any) -> Any:
-        begun.set()
-        assert release.wait(PATIENCE)
-        return residual(rows)
-
-    monkeypatch.setattr(engine, "residual", held)
+    begun, release = hold(source.inspector.engine, monkeypatch)
     results: list[Any] = []
     request = InspectionRequest(MESSAGES, [0])
     thread = threading.Thread(target=lambda: results.append(source.inspect(request, deadline=PATIENCE)))

@@ -32,6 +32,7 @@ from faults.making import MESSAGES, PATIENCE, TEXT, eventually
 from faults.serving import CONTEXT, app_of, main, work
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import HumanMessage
+from loopback import free_port
 
 from middleware import SAEAnnotator
 from sae_runtime.sae.fingerprint import fingerprint_sae
@@ -41,12 +42,6 @@ from sae_runtime.serving.service import ReadingService
 TESTS = Path(__file__).parents[1]
 SHORT = 0.3  # seconds; a deadline that is meant to be missed
 BODY = json.dumps({"messages": MESSAGES}).encode()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Server:

@@ -14,8 +14,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from small_catalogs import filling
 from sqlalchemy import text
-from sqlalchemy.orm import Session
 from tiny_models import make_model, reconfigure
 from torch import zeros
 
@@ -24,15 +24,13 @@ from sae_runtime.catalog.excerpts import MAX_LABEL, MAX_LISTED, MAX_TEXT, cut, e
 from sae_runtime.catalog.masking import mask_catalog
 from sae_runtime.catalog.packs import MAX_FILE, load_concept
 from sae_runtime.catalog.search import search_features
-from sae_runtime.catalog.store import create_catalog, seal_catalog
+from sae_runtime.catalog.store import seal_catalog
 from sae_runtime.catalog.tables import (
     ConceptRow,
     CueRow,
     FeatureExampleRow,
     FeatureRow,
-    ModelRow,
     NoteRow,
-    SaeRow,
     SenseContextRow,
     SenseRow,
     SignatureRow,
@@ -56,12 +54,7 @@ def make_catalog(tmp_path: Path) -> MakeCatalog:
 
     def make(*statements: str) -> Path:
         path = tmp_path / "catalog.sqlite"
-        engine = create_catalog(path)
-        with Session(engine) as session, session.begin():
-            owner = ModelRow(name="tiny", weights="w", config="c", tokenizer="t", chat_template="h")
-            sae = SaeRow(model=owner, layer=3, hook_name="h", architecture="jumprelu", d_in=4, d_sae=9, fingerprint="f")
-            session.add(sae)
-            session.flush()
+        with filling(path, d_sae=9) as (session, sae):
             examples = [
                 FeatureExampleRow(text=LONG, start=5_000 + n, end=5_003 + n, activation=float(n)) for n in range(99)
             ]
@@ -80,7 +73,6 @@ def make_catalog(tmp_path: Path) -> MakeCatalog:
                                    intended_above=0.8, senses=senses))  # fmt: skip
             for statement in statements:
                 session.execute(text(statement))
-        engine.dispose()
         seal_catalog(path)
         return path
 

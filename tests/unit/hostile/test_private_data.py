@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_catalogs import filling
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 from typer.testing import CliRunner
 
 from sae_runtime.build.features.describe import Description
@@ -18,8 +18,8 @@ from sae_runtime.build.publish import masked_description
 from sae_runtime.catalog import masking
 from sae_runtime.catalog.file import check_seal
 from sae_runtime.catalog.masking import MASK, mask, mask_all, mask_catalog
-from sae_runtime.catalog.store import create_catalog, open_catalog, seal_catalog
-from sae_runtime.catalog.tables import FeatureExampleRow, FeatureRow, ModelRow, SaeRow
+from sae_runtime.catalog.store import open_catalog, seal_catalog
+from sae_runtime.catalog.tables import FeatureExampleRow, FeatureRow
 from sae_runtime.errors import CatalogError
 from sae_runtime.redact import find_private
 from ui.cli.app import app
@@ -118,12 +118,7 @@ def test_a_build_publishes_masked_descriptions() -> None:
 def catalog(tmp_path: Path) -> Path:
     """Two features, one with an address in its texts."""
     path = tmp_path / "catalog.sqlite"
-    engine = create_catalog(path)
-    with Session(engine) as session, session.begin():
-        owner = ModelRow(name="tiny", weights="w", config="c", tokenizer="t", chat_template="h")
-        sae = SaeRow(model=owner, layer=3, hook_name="h", architecture="jumprelu", d_in=4, d_sae=9, fingerprint="f")
-        session.add(sae)
-        session.flush()
+    with filling(path, d_sae=9) as (session, sae):
         rows = [FeatureExampleRow(text="mail ann@example.org", start=5, end=8, activation=1.0),
                 FeatureExampleRow(text="the bank", start=4, end=8, activation=2.0)]  # fmt: skip
         session.add_all([
@@ -131,7 +126,6 @@ def catalog(tmp_path: Path) -> Path:
                        predicate={"words": ["ann@example.org"]}, density=0.1, max_activation=1.0, examples=rows),
             FeatureRow(sae_id=sae.id, index=2, label="bank", density=0.1, max_activation=1.0),
         ])  # fmt: skip
-    engine.dispose()
     seal_catalog(path)
     return path
 

@@ -26,6 +26,7 @@ import torch
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import BaseMessage, HumanMessage
+from loopback import on_a_thread
 from sqlalchemy.orm import Session
 
 from middleware import CatalogSource, InspectionRequest, SAEAnnotator, ServerSource, Stats
@@ -265,12 +266,8 @@ class Recorder(BaseCallbackHandler):
 @pytest.fixture
 def server(reading_of: Any, misread_at: Any) -> Iterator[FaultyServer]:
     reading = reading_of([misread_at(TEXT, 7, 11, note="A note.")])
-    with FaultyServer(reading.model_dump_json().encode()) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with FaultyServer(reading.model_dump_json().encode()) as server, on_a_thread(server, server.end):
         yield server
-        server.end()
-        thread.join()
 
 
 @pytest.fixture

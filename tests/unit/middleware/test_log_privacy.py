@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import pickle
-import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from loopback import on_a_thread
 
 from middleware import SAEAnnotator, ServerSource
 from middleware.testing import FakeInspector
@@ -64,11 +64,8 @@ def server() -> Iterator[Server]:
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
         made = Server(http.server_address[1])
         handler.answers, handler.seen = made.answers, made.seen  # type: ignore[attr-defined]
-        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield made
-        http.shutdown()
-        thread.join()
+        with on_a_thread(http):
+            yield made
 
 
 @pytest.fixture

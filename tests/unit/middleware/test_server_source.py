@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from langchain_core.messages import HumanMessage
+from loopback import on_a_thread
 
 from middleware import InspectionRequest, InspectionSource, SAEAnnotator, ServerSource
 from sae_runtime.catalog.view import CatalogView
@@ -94,12 +95,9 @@ def server(reading_of: Any, misread_at: Any) -> Iterator[TinyServer]:
     with TinyServer() as server:
         reading = reading_of([misread_at(TEXT, 13, 17, note="A note.")])
         server.body = reading.model_dump_json().encode()
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.ended.set()
-        server.shutdown()
-        thread.join()
+        with on_a_thread(server):
+            yield server
+            server.ended.set()
 
 
 @pytest.fixture

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 from langchain_core.language_models import FakeListChatModel
+from loopback import on_a_thread
 from opentelemetry import trace
 
 from middleware import SAEAnnotator, ServerSource
@@ -20,20 +21,6 @@ from sae_runtime.errors import CircuitOpenError, EngineError
 Call = Callable[..., Any]
 CANARY = "zebracanary"
 TEXT = f"I sat on the bank, {CANARY}."
-
-
-@pytest.fixture
-def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """What OpenTelemetry's SDK exports, in memory."""
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
-    exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr("opentelemetry.trace._TRACER_PROVIDER", provider)
-    yield exporter
-    provider.shutdown()
 
 
 @pytest.fixture
@@ -111,14 +98,12 @@ class Echo(BaseHTTPRequestHandler):
 def headers_seen(call: Call) -> Iterator[tuple[ServerSource, list[dict[str, str]]]]:
     seen: list[dict[str, str]] = []
     handler = type("Handler", (Echo,), {"headers_seen": seen})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        source = ServerSource(f"http://127.0.0.1:{server.server_address[1]}")
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), handler) as server,
+        on_a_thread(server),
+        closing(ServerSource(f"http://127.0.0.1:{server.server_address[1]}")) as source,
+    ):
         yield source, seen
-        source.close()
-        server.shutdown()
-        thread.join()
 
 
 def test_the_server_is_told_the_trace(headers_seen: Any, spans: Any, call: Call) -> None:

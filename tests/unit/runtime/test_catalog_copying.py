@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_catalogs import filling
 from sqlalchemy import URL, func, select, text
-from sqlalchemy.orm import Session
 
 from sae_runtime.catalog import copying
 from sae_runtime.catalog.browse import sense_contexts, sense_rows
@@ -28,7 +28,6 @@ from sae_runtime.catalog.tables import (
     FeatureRow,
     ModelRow,
     NoteRow,
-    SaeRow,
     SenseContextRow,
     SenseRow,
     SignatureRow,
@@ -45,12 +44,7 @@ STRANGE = "é \U0001f600 ﷽ \u202e \u2028 <|im_end|> \\ ' \" % _ {} \x01\x7f\t\
 
 def fill(location: CatalogLocation, name: str = "tiny", text: str = STRANGE) -> CatalogLocation:
     """A catalog with a row in most tables, and with what is hard to keep: strange text, long floats, nulls, gaps in ids."""
-    engine = create_catalog(location)
-    with Session(engine) as session, session.begin():
-        owner = ModelRow(name=name, weights="w", config="c", tokenizer="t", chat_template="h")
-        sae = SaeRow(model=owner, layer=3, hook_name="h", architecture="jumprelu", d_in=4, d_sae=99, fingerprint="f")
-        session.add(sae)
-        session.flush()
+    with filling(location, model=name) as (session, sae):
         example = FeatureExampleRow(text=text, start=0, end=1, activation=0.1 + 0.2)
         histogram = {"edges": [0.1 + 0.2, 1e-300], "counts": [2**40, 0], text: None}
         feature = FeatureRow(sae_id=sae.id, index=2**24 - 1, label=text, density=1 / 3, max_activation=5e-324, id=7,
@@ -70,7 +64,6 @@ def fill(location: CatalogLocation, name: str = "tiny", text: str = STRANGE) -> 
         session.add(
             BuildRow(sae_id=sae.id, created_at=at, config={"x": [1.5, None, True]}, data={}, versions={}, figures={})
         )
-    engine.dispose()
     return location
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from loopback import free_port
 from postgres_server import PASSWORD, PostgresServer
 from sqlalchemy import URL, select, text
 
@@ -71,12 +72,6 @@ FAULTS: dict[str, tuple[Change, str, str]] = {
         lambda server, url: url.update_query_dict({"options": "-c colour=red"}), "colour", "URL",
     ),
 }  # fmt: skip
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from small_catalogs import filling
 from sqlalchemy import inspect, select
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import flag_modified
@@ -23,9 +24,7 @@ from sae_runtime.catalog.tables import (
     CueRow,
     FeatureExampleRow,
     FeatureRow,
-    ModelRow,
     NoteRow,
-    SaeRow,
     SenseContextRow,
     SenseRow,
     SignatureRow,
@@ -57,12 +56,7 @@ def catalog(location: CatalogLocation) -> CatalogLocation:
 
 
 def write_catalog(location: Place) -> Place:
-    engine = create_catalog(location)
-    with Session(engine) as session, session.begin():
-        owner = ModelRow(name="tiny", weights="w", config="c", tokenizer="t", chat_template="h")
-        sae = SaeRow(model=owner, layer=3, hook_name="h", architecture="jumprelu", d_in=4, d_sae=99, fingerprint="f")
-        session.add(sae)
-        session.flush()
+    with filling(location) as (session, sae):
         examples = [FeatureExampleRow(text=f"text {n}", start=0, end=4, activation=float(n)) for n in (2, 7, 5)]
         features = [
             FeatureRow(sae_id=sae.id, index=70, label="money", density=0.1, max_activation=9.0, examples=examples),
@@ -80,7 +74,6 @@ def write_catalog(location: Place) -> Place:
         for number in (1, 2):
             at = datetime(2025, 1, number)
             session.add(BuildRow(sae_id=sae.id, created_at=at, config={"n": number}, data={}, versions={}, figures={}))
-    engine.dispose()
     return location
 
 

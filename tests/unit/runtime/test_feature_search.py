@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sqlalchemy.orm import Session
+from small_catalogs import filling
 
 from sae_runtime.build.features.firings import histogram
 from sae_runtime.catalog.location import CatalogLocation
 from sae_runtime.catalog.search import nearest_features, search_features
-from sae_runtime.catalog.store import create_catalog
-from sae_runtime.catalog.tables import FeatureExampleRow, FeatureRow, ModelRow, SaeRow
+from sae_runtime.catalog.tables import FeatureExampleRow, FeatureRow
 from sae_runtime.catalog.view import CatalogView, feature_detail
 from sae_runtime.errors import InputError
 from sae_runtime.paths import CATALOG_FILE, artefacts_for
@@ -29,12 +28,7 @@ def sae() -> SAE:
 @pytest.fixture
 def catalog(location: CatalogLocation) -> CatalogLocation:
     """Features whose labels and contexts hold wildcards, digits and one word in several places."""
-    engine = create_catalog(location)
-    with Session(engine) as session, session.begin():
-        owner = ModelRow(name="tiny", weights="w", config="c", tokenizer="t", chat_template="h")
-        sae = SaeRow(model=owner, layer=3, hook_name="h", architecture="jumprelu", d_in=4, d_sae=99, fingerprint="f")
-        session.add(sae)
-        session.flush()
+    with filling(location) as (session, sae):
 
         def feature(index: int, label: str, text: str, *, validated: bool = False, description: str = "") -> FeatureRow:
             example = FeatureExampleRow(text=text, start=0, end=1, activation=1.0)
@@ -49,7 +43,6 @@ def catalog(location: CatalogLocation) -> CatalogLocation:
             feature(12, "snake_case", "an otter swims"),
             feature(34, "12 months", "plain text", description="Fires on otters."),
         ])  # fmt: skip
-    engine.dispose()
     return location
 
 

@@ -90,17 +90,3 @@ def log_options(tmp_path: Path) -> Callable[..., Any]:
     from sae_runtime.serving.prompt_files import PromptLogOptions
 
     return lambda **changes: PromptLogOptions(**{"path": str(tmp_path / "prompts.jsonl"), **changes})
-
-
-@pytest.fixture
-def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """What OpenTelemetry's SDK exports, in memory: as if the program, or vLLM, had set a provider."""
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
-    exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr("opentelemetry.trace._TRACER_PROVIDER", provider)
-    yield exporter
-    provider.shutdown()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator
 from datetime import datetime
 
 import pytest
@@ -14,15 +13,6 @@ from sae_runtime import logs
 from sae_runtime.errors import EngineError, InputError
 
 LOGGER = logging.getLogger("sensecheck")
-
-
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    """Other tests listen to the logger through the root."""
-    before = LOGGER.level, LOGGER.propagate, list(LOGGER.handlers)
-    yield
-    LOGGER.setLevel(before[0])
-    LOGGER.propagate, LOGGER.handlers[:] = before[1:]
 
 
 @pytest.fixture
