@@ -18,7 +18,7 @@ import torch
 import typer
 
 from benchmarks.table import show
-from sae_runtime.build.config import load_config
+from sae_runtime.build.config import BuildConfig, load_config
 from sae_runtime.build.corpus import SPLITS, load_sequences, run_corpus
 from sae_runtime.build.harvest import batches, run_harvest, shards
 from sae_runtime.build.stages import Stage, write_tensors
@@ -66,6 +66,18 @@ def bare(engine: TransformersEngine, sequences: list[list[int]], batch_tokens: i
     return perf_counter() - began
 
 
+def training_text(config: BuildConfig, model: Path, tokens: int) -> list[list[int]]:
+    """The first sequences of the training text that make ``tokens`` tokens together."""
+    taken: list[list[int]] = []
+    total = 0
+    for ids in load_sequences(run_corpus(config, ChatEncoder(model)), "train"):
+        if total >= tokens:
+            break
+        taken.append(ids)
+        total += len(ids)
+    return taken
+
+
 def main(
     model: str,
     corpus: Annotated[Path | None, typer.Option(help="Folder of the training text.")] = None,
@@ -76,12 +88,8 @@ def main(
     """Measure, print."""
     config = load_config(model, corpus_root=corpus)
     folder = resolve_model(config.model).path
-    sequences, total = [], 0
-    for ids in load_sequences(run_corpus(config, ChatEncoder(folder)), "train"):
-        if total >= tokens:
-            break
-        sequences.append(ids)
-        total += len(ids)
+    sequences = training_text(config, folder, tokens)
+    total = sum(map(len, sequences))
     engine = TransformersEngine(folder, config.layer, dtype=compute_dtype(config.dtype))
     engine.residual(sequences[:4])  # warm up
     seen: dict[str, list[float]] = {"bare": [], "harvest": []}

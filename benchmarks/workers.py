@@ -18,14 +18,12 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.harvest import Folder, small_corpus
+from benchmarks.harvest import Folder, small_corpus, training_text
 from benchmarks.table import show
 from sae_runtime.build.config import load_config
-from sae_runtime.build.corpus import load_sequences, run_corpus
 from sae_runtime.build.harvest import run_harvest
 from sae_runtime.build.stages import Stage
 from sae_runtime.build.workers import LocalWorkers, Workers, open_workers
-from sae_runtime.engines.chat import ChatEncoder
 from sae_runtime.engines.dtype import compute_dtype
 from sae_runtime.engines.transformers import TransformersEngine
 from sae_runtime.models import resolve_model
@@ -42,12 +40,8 @@ def main(
     """Measure, compare the files, print."""
     config = load_config(model, corpus_root=corpus)
     folder = resolve_model(config.model).path.absolute()
-    sequences, total = [], 0
-    for ids in load_sequences(run_corpus(config, ChatEncoder(folder)), "train"):
-        if total >= tokens:
-            break
-        sequences.append(ids)
-        total += len(ids)
+    sequences = training_text(config, folder, tokens)
+    total = sum(map(len, sequences))
     engine = partial(TransformersEngine, folder, config.layer, dtype=compute_dtype(config.dtype))
     seen: dict[str, list[float]] = {"local": [], workers: []}
     with tempfile.TemporaryDirectory() as scratch, open_workers(workers) as others:

@@ -50,7 +50,6 @@ class Replica:
         self.engine = Engine(clock, costs.engine, budget=options.budget, slots=options.slots, capacity=options.capacity)
         self.alive = self.open = True
         self.load = self.readings = 0
-        self._life = 0  # counts restarts
         self._loop, self._thread = Worker(clock), Worker(clock)
         self._visits: set[Visit] = set()
 

@@ -132,7 +132,7 @@ class Turn:
         self.crowd, self._clock = crowd, crowd.clock
         self.prompt = min(_LONGEST, conversation.history + size.asked)
         self.shared = min(conversation.shared, self.prompt)
-        self._tries = self._read_tries = 0
+        self._tries = 0
         self._note = 0
 
     def begin(self) -> None:

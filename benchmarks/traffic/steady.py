@@ -50,7 +50,7 @@ class Traffic:
 
     def __init__(self, line: Line, annotator: SAEAnnotator, features: list[int], rate: float, seed: int) -> None:
         self.asked: list[Asked] = []
-        self._line, self._rate, self._annotator = line, rate, annotator
+        self._line, self._rate = line, rate
         self._features = cycle(features)
         self._turns = _turns(seed)
         self._numbers = count()

@@ -23,6 +23,8 @@ from sae_runtime.detector.sites import SITES
 Array = NDArray[np.float64]
 _PENALTIES = (0.03, 0.1, 0.3)  # inverse strengths C of the L2 penalty
 _FOLDS = 5
+OWN_SENSE_SHARE = 0.05
+"""Share of a concept's own sentences that may get less for their sense than the bound under which a mention is flagged."""
 _MIN_SUPPORT = 3  # a feature must fire in at least this many fit contexts
 
 
@@ -99,7 +101,7 @@ def fit_signature(
         accuracy=float((probabilities.argmax(1) == labels[held]).mean()),
         validation_accuracy=float((scores.argmax(1) == labels[~held]).mean()),
         dense_accuracy=_dense_accuracy(dense[~held], labels[~held], dense[held], labels[held]),
-        own_sense_low=float(np.quantile(own, 0.05)),
+        own_sense_low=float(np.quantile(own, OWN_SENSE_SHARE)),
         held_out_probabilities=probabilities,
         held_out_labels=labels[held],
         purity=_purity(readout, x[held], labels[held]),

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sae_runtime.build.calibrate import MIN_READ_ACCURACY, Judged, choose_thresholds
+from sae_runtime.build.signatures import OWN_SENSE_SHARE
 from sae_runtime.catalog.packs import ConceptPack
 from sae_runtime.catalog.view import Concept
 from sae_runtime.detector.context import intended_senses, stem_places
@@ -26,7 +27,6 @@ from sae_runtime.progress import progress
 
 SOURCES = "sources.json"
 MENTION, REST = "mention", "rest"
-_FIT_SHARE_LOW = 0.05  # as in the build: the probability that 5 % of a concept's own sentences do not reach
 
 Senses = dict[str, float]
 
@@ -147,7 +147,7 @@ def _readings(
                 fit = np.array([item.split == "fit" for item in own])
                 at = np.array([item.labels.index(item.label) for item in own])
                 chance = found.probabilities[np.arange(len(own)), at]
-                lows[name][reader] = float(np.quantile(chance[fit], _FIT_SHARE_LOW))
+                lows[name][reader] = float(np.quantile(chance[fit], OWN_SENSE_SHARE))
                 trusted[name][reader] = found.fit_accuracy >= MIN_READ_ACCURACY
                 for item, row in zip(own, found.probabilities, strict=True):
                     tables[name][item.id] = dict(zip(item.labels, row.tolist(), strict=True))
