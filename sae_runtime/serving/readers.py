@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextvars import copy_context
+from functools import partial
 from typing import Any, Protocol, cast
 
 from torch import Tensor
@@ -100,12 +103,13 @@ class SidecarReader:
 
     def __init__(self, inspector: Inspector) -> None:
         self._inspector = inspector
-        self._slots = asyncio.Semaphore(_SIDECAR_SLOTS)
+        # Threads of its own, not a semaphore: a client that leaves ends the waiting, but not a forward pass under way.
+        self._threads = ThreadPoolExecutor(_SIDECAR_SLOTS, "sensecheck-sidecar")
 
     async def features(self, plan: Plan) -> PromptFeatures:
         """See :class:`Reader`."""
-        async with self._slots:
-            return (await asyncio.to_thread(self._inspector.features, [plan]))[0]
+        work = partial(copy_context().run, self._inspector.features, [plan])
+        return (await asyncio.get_running_loop().run_in_executor(self._threads, work))[0]
 
     @asynccontextmanager
     async def riding(self, plan: Plan) -> AsyncIterator[tuple[None, Features]]:

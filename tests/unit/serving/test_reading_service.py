@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from sae_runtime.detector import Reading
 from sae_runtime.errors import EngineError, InputError
+from sae_runtime.serving.readers import SidecarReader
 from sae_runtime.serving.service import MAX_CONCURRENT, BusyError, ReadingService
 
 READING = Reading(model="tiny", mentions=[], misreads=[], tokens=[], truncated=False)
@@ -48,6 +50,30 @@ class WaitingReader:
 
 def inspect(service: ReadingService, messages: Any = ("hello",)) -> Any:
     return service.inspect(messages, domain=None, read=None, tokens=False)
+
+
+async def test_clients_that_leave_a_sidecar_leave_no_more_forward_passes_than_it_has_slots() -> None:
+    """A forward pass cannot be stopped: whoever comes next waits for it, and those who left while they waited are not read."""
+    release, running, most = threading.Event(), [], []
+
+    def features(plans: Any) -> Any:
+        running.append(plans)
+        most.append(len(running))
+        release.wait(30)
+        running.remove(plans)
+        return plans
+
+    reader = SidecarReader(SimpleNamespace(features=features))  # type: ignore[arg-type]
+    for number in range(8):
+        leaving = asyncio.create_task(reader.features(number))  # type: ignore[arg-type]
+        await asyncio.sleep(0.01)
+        leaving.cancel()
+    last = asyncio.create_task(reader.features(8))  # type: ignore[arg-type]
+    await asyncio.sleep(0.05)
+    release.set()
+    assert await last == 8
+    assert max(most) == 2
+    assert len(most) == 3  # two that had begun, and the one that stayed
 
 
 async def test_a_reading_is_timed_and_counted() -> None:
