@@ -1,8 +1,8 @@
 """The files of the prompt log: mode 600, bounded in size, number and age, no symbolic links.
 
 A file covers at most ``days / files`` days and ``max_bytes`` bytes, then it becomes ``FILE.1``, the older ones ``FILE.2``
-and so on, and the oldest goes. A file whose last record is older than ``days`` goes, too. So no record stays longer than
-``days`` and one file's span beyond.
+and so on, and the oldest goes. A file whose last record is older than ``days`` goes, too, and so does one whose number is ``files`` or more, from a start
+that kept more. So no record stays longer than ``days`` and one file's span beyond.
 
 A symbolic link, a file of another user or with a second name, or anything but a file is refused, both at the start and
 when files are exchanged. The file is locked: two servers cannot write the same one.
@@ -15,6 +15,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import stat
 import time
 from collections.abc import Callable
@@ -112,10 +113,10 @@ class PromptFiles:
         age = self._options.days * _DAY
         if self._file >= 0 and os.fstat(self._file).st_size and self._now() - self._began > age / self._options.files:
             self._begin_anew()
-        for number in range(1, self._options.files):
+        for name, number in self._older():
             with contextlib.suppress(FileNotFoundError):
-                name = f"{self._name}.{number}"
-                if self._now() - os.stat(name, dir_fd=self._folder, follow_symlinks=False).st_mtime > age:
+                last = os.stat(name, dir_fd=self._folder, follow_symlinks=False).st_mtime
+                if number >= self._options.files or self._now() - last > age:
                     os.unlink(name, dir_fd=self._folder)
 
     def close(self) -> None:
@@ -124,6 +125,12 @@ class PromptFiles:
             if opened >= 0:
                 os.close(opened)
         self._file = self._folder = -1
+
+    def _older(self) -> list[tuple[str, int]]:
+        """Names and numbers of the files before the current one, also of a start that kept more of them."""
+        numbered = re.compile(rf"{re.escape(self._name)}\.([1-9][0-9]{{0,5}})")
+        names = os.listdir(self._folder)  # noqa: PTH208 (the folder is open; its name may mean another one by now)
+        return [(found[0], int(found[1])) for found in map(numbered.fullmatch, names) if found]
 
     def _open(self) -> None:
         opened = os.open(self._name, _FLAGS, 0o600, dir_fd=self._folder)

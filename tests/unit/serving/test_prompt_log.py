@@ -136,6 +136,19 @@ def test_old_files_go_although_nothing_is_asked(open_files: Any, path: Path, clo
     assert [found.name for found in path.parent.iterdir()] == [path.name]
 
 
+def test_a_start_that_keeps_fewer_files_deletes_those_beyond(open_files: Any, path: Path, clock: Clock) -> None:
+    for number in (1, 2, 3, 12):
+        older = path.with_name(f"{path.name}.{number}")
+        older.write_bytes(line(number, clock.now))
+        os.utime(older, (clock.now, clock.now))
+    others = [path.with_name(name) for name in (f"{path.name}.bak", f"{path.name}.03", f"{path.name}.7.gz", "7")]
+    for other in others:
+        other.write_text("not ours")
+    open_files(files=3).append(line(9, clock.now))
+    kept = {path.name, f"{path.name}.1", f"{path.name}.2", *(other.name for other in others)}
+    assert {found.name for found in path.parent.iterdir()} == kept
+
+
 def test_a_file_of_an_earlier_start_keeps_its_age(open_files: Any, path: Path, clock: Clock) -> None:
     path.write_bytes(line(1, clock.now - 20 * DAY) + line(2, clock.now))
     files = open_files(days=30.0, files=10)
