@@ -25,6 +25,7 @@ from sae_runtime.serving.readers import Reader
 logger = logging.getLogger("sensecheck")
 
 MAX_CONCURRENT = 64
+COMPILE_SECONDS = 10.0  # that a new catalog waits for the glossaries in use
 
 
 class BusyError(SensecheckError):
@@ -59,15 +60,25 @@ class ReadingService:
     async def use(self, detector: Detector) -> None:
         """Read with ``detector`` from now on; readings that have begun end with the old one.
 
-        The glossaries in use are compiled for it first, so that no prompt waits for them.
+        The glossaries in use are compiled for it first, so that no prompt waits for them; but not for ever: those that are
+        not ready after ``COMPILE_SECONDS`` are compiled when they are used next.
         """
         coming = _InService(detector)
-        for glossary in self._current.glossaries.known():
-            try:
-                await self._compile(coming, glossary)
-            except Exception as error:
-                logger.warning("a glossary will be compiled when it is used next: %s", type(error).__name__)
+        try:
+            async with asyncio.timeout(COMPILE_SECONDS):
+                for glossary in self._current.glossaries.known():
+                    await self._compile_or_leave(coming, glossary)
+        except TimeoutError:
+            logger.warning(
+                "glossaries that are not compiled after %.0f s will be when they are used next", COMPILE_SECONDS
+            )
         self._current = coming
+
+    async def _compile_or_leave(self, coming: _InService, glossary: Glossary) -> None:
+        try:
+            await self._compile(coming, glossary)
+        except Exception as error:
+            logger.warning("a glossary will be compiled when it is used next: %s", type(error).__name__)
 
     async def inspect(
         self, messages: Sequence[ChatMessage], *, glossary: Glossary | None = None, **options: Any

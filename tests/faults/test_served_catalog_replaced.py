@@ -203,6 +203,30 @@ async def test_a_glossary_compiled_for_the_old_catalog_is_not_used_with_the_new_
     assert [misread.note for misread in reading.misreads] == ["Second."]
 
 
+async def test_a_new_catalog_does_not_wait_for_an_engine_that_hangs(
+    tiny: Path, artefacts: Path, second: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A glossary in use cannot be compiled for it, since nothing is read any more; the catalog takes over all the same."""
+    monkeypatch.setattr("sae_runtime.serving.service.COMPILE_SECONDS", 0.2)
+    encoder, engine, sae = ChatEncoder(tiny), TransformersEngine(tiny, LAYER), load_sae(artefacts)
+    old, new = (Detector(CatalogView.load(folder / CATALOG_FILE), encoder, CONTEXT) for folder in (artefacts, second))
+    hangs = asyncio.Event()
+
+    async def features(plan: Any) -> Any:
+        if hangs.is_set():
+            await asyncio.sleep(PATIENCE)
+        return encode_prompt(sae, engine.residual([plan.chat.token_ids])[0], plan.latents)
+
+    service = ReadingService(old, SimpleNamespace(features=features))  # type: ignore[arg-type]
+    glossary = Glossary.from_dict({"sat": {"meaning": "took an exam", "otherwise": "rested on a chair"}})
+    await service.inspect(MESSAGES, glossary=glossary, only={"bank"}, tokens=False)
+    hangs.set()
+    await asyncio.wait_for(service.use(new), PATIENCE / 2)
+    hangs.clear()
+    reading = await service.inspect(MESSAGES, glossary=glossary, only={"bank"}, tokens=False)
+    assert [misread.note for misread in reading.misreads] == ["Second."]
+
+
 @pytest.mark.usefixtures("environment")
 async def test_artefacts_that_were_replaced_while_the_server_started_are_refused(
     tiny: Path, artefacts: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
