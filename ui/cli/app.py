@@ -217,14 +217,23 @@ def db_check(
 
 
 @db_app.command("mask")
-def db_mask(catalog: Annotated[str, typer.Argument(metavar="FILE", help=_WHERE)]) -> None:
+def db_mask(
+    catalog: Annotated[str, typer.Argument(metavar="FILE", help=_WHERE)],
+    words: Annotated[
+        Path | None,
+        typer.Option(help="Also mask the words in this text file, one on each line, wherever they stand alone."),
+    ] = None,
+) -> None:
     """Mask e-mail addresses, telephone and other long numbers, and keys in the corpus texts that a catalog shows.
 
-    Builds do so by themselves; this is for catalogs of earlier ones. All or nothing: it is one transaction.
+    Builds do so by themselves; this is for catalogs of earlier ones, and for words that your users should not see in
+    examples of what a feature fires on. All or nothing: it is one transaction. No reading changes.
+
+    Example: sensecheck db mask artefacts/catalog.sqlite --words coarse-words.txt
     """
     from ui.cli.catalog import mask
 
-    mask(catalog)
+    mask(catalog, words)
 
 
 @db_app.command("copy")

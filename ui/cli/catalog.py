@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from sae_runtime.catalog.copying import copy_catalog
 from sae_runtime.catalog.location import CatalogLocation, catalog_location
-from sae_runtime.catalog.masking import mask_catalog
+from sae_runtime.catalog.masking import mask_catalog, read_words
 from sae_runtime.catalog.store import upgrade_catalog
 
 
@@ -24,10 +26,10 @@ def upgrade(catalog: str) -> None:
     print(f"{place} is up to date")
 
 
-def mask(catalog: str) -> None:
-    """Mask private data in a catalog's corpus texts and say how many texts were changed."""
+def mask(catalog: str, words: Path | None) -> None:
+    """Mask private data, and the words in a file, in a catalog's corpus texts and say how many texts were changed."""
     place = catalog_location(catalog)
-    print(f"{place}: {mask_catalog(place)} texts were masked")
+    print(f"{place}: {mask_catalog(place, read_words(words) if words else ())} texts were masked")
 
 
 def copy(source: str, target: str, *, replace: bool) -> None:

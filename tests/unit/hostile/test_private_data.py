@@ -17,10 +17,10 @@ from sae_runtime.build.features.describe import Description
 from sae_runtime.build.publish import masked_description
 from sae_runtime.catalog import masking
 from sae_runtime.catalog.file import check_seal
-from sae_runtime.catalog.masking import MASK, mask, mask_all, mask_catalog
+from sae_runtime.catalog.masking import MASK, mask, mask_all, mask_catalog, word_pattern
 from sae_runtime.catalog.store import open_catalog, seal_catalog
 from sae_runtime.catalog.tables import FeatureExampleRow, FeatureRow
-from sae_runtime.errors import CatalogError
+from sae_runtime.errors import CatalogError, InputError
 from sae_runtime.redact import find_private
 from ui.cli.app import app
 
@@ -158,7 +158,7 @@ def test_a_catalog_is_masked_in_place_and_no_trace_is_left_in_the_file(catalog: 
 def test_masking_that_is_interrupted_changes_nothing(catalog: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, count = rows_of(catalog), 0
 
-    def fail_late(text: str) -> str:
+    def fail_late(text: str, words: object) -> str:
         nonlocal count
         count += 1
         if count == 3:  # the examples are masked by then
@@ -180,6 +180,21 @@ def test_masking_makes_no_catalog_where_there_is_none(tmp_path: Path) -> None:
     with pytest.raises(CatalogError):
         mask_catalog(tmp_path / "text.sqlite")
     assert [path.name for path in tmp_path.iterdir()] == ["text.sqlite"]
+
+
+def test_words_that_a_deployer_names_are_masked_where_they_stand_alone(catalog: Path, tmp_path: Path) -> None:
+    pattern = word_pattern(["Bank", "river bank", " "])
+    assert mask("The BANK, the embankment; a River Bank.", pattern) == "The ••••, the embankment; a ••••• ••••."
+    assert word_pattern([" "]) is None
+    words = tmp_path / "words.txt"
+    words.write_text("# coarse\nbank\n\n", "utf-8")
+    assert CliRunner().invoke(app, ["db", "mask", str(catalog), "--words", str(words)]).exit_code == 0
+    assert b"bank" not in catalog.read_bytes().lower().replace(b"embank", b"")
+    assert mask_catalog(catalog, ["bank"]) == 0
+    words.write_bytes(b"\xff")
+    refused = CliRunner().invoke(app, ["db", "mask", str(catalog), "--words", str(words)])
+    assert refused.exit_code != 0
+    assert isinstance(refused.exception, InputError) or "cannot be read" in refused.output
 
 
 def test_the_command_says_how_much_was_masked(catalog: Path) -> None:
