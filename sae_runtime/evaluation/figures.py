@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,8 @@ from numpy.typing import NDArray
 
 from sae_runtime.evaluation.readouts import KINDS
 from sae_runtime.evaluation.scoring import auc, border, expected_calibration_error, gap_interval, interval
+
+NOTING = ("flagged", "careful", "always")  # the arms that the product could run in: notes by its own reading
 
 
 def readings(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -113,28 +117,65 @@ def comparisons(results: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def across_models(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One model with notes against another without, on the items that were asked of both; empty for a single model.
+
+    Items are the same when their ids and labels are. ``tuned`` answers where both have them, as in :func:`answers`.
+    """
+    rows = []
+    for own, other in permutations(results, 2):
+        if own["task"] != other["task"] or own["model"] == other["model"]:
+            continue
+        with_notes, without = _Asked(own), _Asked(other)
+        places = {key: place for place, key in enumerate(without.keys)}
+        both = [(place, places[key]) for place, key in enumerate(with_notes.keys) if key in places]
+        if not both:
+            continue
+        mine, theirs = (list(side) for side in zip(*both, strict=True))
+        tuned = with_notes.tuned and without.tuned
+        base = without.right("plain", tuned=tuned)[theirs]
+        for arm in [name for name in own["arms"]["test"] if name in ("plain", *NOTING)]:
+            right = with_notes.right(arm, tuned=tuned)[mine]
+            rows.append(
+                {
+                    "task": own["task"],
+                    "model": own["model"],
+                    "arm": arm,
+                    "accuracy": round(float(right.mean()), 4),
+                    "against_plain": other["model"],
+                    "its_accuracy": round(float(base.mean()), 4),
+                    "items": len(both),
+                    "difference": round(float((right - base).mean()), 4),
+                    "interval": interval(right - base, with_notes.groups[mine]),
+                }
+            )
+    return rows
+
+
 def _parts(results: dict[str, Any]) -> NDArray[np.bool_]:
     """Which items only read details of others."""
     return np.array(results["items"].get("part") or [False] * len(results["items"]["label"]))
 
 
 class _Asked:
-    """The answers of one result: ``groups`` of its test items, whether the ``first`` option is right by part, and
-    whether answers are ``tuned``: two options, whose border is chosen on the dev part."""
+    """The answers of one result: ``groups`` of its test items and their ``keys`` (id and label), whether the ``first`` option
+    is right by part, and whether answers are ``tuned``: two options, whose border is chosen on the dev part."""
 
     def __init__(self, results: dict[str, Any]) -> None:
         self._arms = results["arms"]
         whole = ~_parts(results)
         split, label = np.array(results["items"]["split"])[whole], np.array(results["items"]["label"])[whole]
-        self.groups = np.array(results["items"]["group"])[whole][split == "test"]
+        test = np.flatnonzero(whole)[split == "test"]
+        self.groups = np.array(results["items"]["group"])[test]
+        self.keys = [(results["items"]["id"][i], results["items"]["label"][i]) for i in test]
         self.first = {part: label[split == part] == 0 for part in ("dev", "test")}
         margins = [self._arms[part]["plain"]["margin"] for part in ("dev", "test")]
         self.tuned = bool(margins[0]) and None not in margins[0] + margins[1]
 
-    def right(self, arm: str) -> NDArray[np.float64]:
-        """1.0 where the arm's answer to a test item is right."""
+    def right(self, arm: str, *, tuned: bool = True) -> NDArray[np.float64]:
+        """1.0 where the arm's answer to a test item is right; not by the tuned border where ``tuned`` is False."""
         dev, test = self._arms["dev"][arm], self._arms["test"][arm]
-        if not self.tuned:
+        if not (self.tuned and tuned):
             return np.array(test["right"], dtype=float)
         cut = border(np.array(dev["margin"]), self.first["dev"])
         return ((np.array(test["margin"]) > cut) == self.first["test"]).astype(float)

@@ -11,6 +11,7 @@ from sae_runtime.build.stages import write_text
 from sae_runtime.errors import InputError
 from sae_runtime.evaluation.failures import FAILURES
 from sae_runtime.evaluation.figures import (
+    across_models,
     answers,
     comparisons,
     failures,
@@ -35,6 +36,7 @@ _TITLES = {
     "readings": "What can be read: labels of unseen items, without asking the model",
     "answers": "What notes do to answers",
     "comparisons": "Flagged against the other arms, item by item",
+    "models": "One model with notes against another without, on the same items",
     "wordings": "Wordings of notes, tried on the dev part with the right label",
     "mistakes": "Kinds of mistake on problems that chose nothing else, and the features that go with them",
     "trials": "Notes of failure-derived concepts, tried on problems that fitted nothing",
@@ -76,6 +78,7 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]
         "readings": [row for result in results for row in readings(result)],
         "answers": [row for result in asked for row in answers(result)],
         "comparisons": [row for result in asked for row in comparisons(result)],
+        "models": across_models(asked),
         "wordings": [
             {**own, "wording": name, "chosen": name == result["wording"], **row}
             for own, result in zip(about, asked, strict=True)

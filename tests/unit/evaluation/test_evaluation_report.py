@@ -11,7 +11,7 @@ import pytest
 
 from sae_runtime.errors import InputError
 from sae_runtime.evaluation.arms import check_arms, drawn_at_random, noted, placebo, said
-from sae_runtime.evaluation.figures import answers, comparisons, failures, flags, readings
+from sae_runtime.evaluation.figures import across_models, answers, comparisons, failures, flags, readings
 from sae_runtime.evaluation.items import Item
 from sae_runtime.evaluation.report import load_results, markdown, summary, write_page
 from sae_runtime.evaluation.run import save
@@ -91,6 +91,19 @@ def test_lift_and_harm_are_paired_with_the_plain_answers() -> None:
     assert flagged["harm"] == pytest.approx(1 / 20)
     assert comparisons(results())[0]["difference"] == pytest.approx(0.45)
     assert readings(results())[0]["calibration_error"] == pytest.approx(0.1)
+
+
+def test_a_model_with_notes_is_compared_with_another_on_the_items_that_both_were_asked() -> None:
+    small, large = results(), {**results(), "model": "large"}
+    assert across_models([small, {**small, "task": "other"}]) == []
+    rows = {(row["model"], row["arm"]): row for row in across_models([small, large])}
+    assert rows["large", "plain"]["difference"] == 0.0
+    assert rows["m<b>", "flagged"]["difference"] == pytest.approx(0.45)
+    assert rows["m<b>", "flagged"]["against_plain"] == "large"
+    items = large["items"]
+    fewer = {**items, "id": [name if int(name[1:]) % 2 else "another" for name in items["id"]]}
+    rows = {(row["model"], row["arm"]): row for row in across_models([small, {**large, "items": fewer}])}
+    assert rows["m<b>", "flagged"]["items"] == 10
 
 
 def planted() -> dict[str, Any]:
