@@ -38,6 +38,10 @@ def main() -> int:
         return _run_here(options)
     results = _run_all(options)
     print(_table(results))
+    wanted = sum(options.runs or TARGETS[name].random for name in options.targets)
+    done = sum(result.cases for result in results if result.engine == "random")
+    if done < wanted:
+        print(f"{done:,} of {wanted:,} random cases fitted into {options.minutes:g} minutes; give --minutes more.")
     crashes = sorted({crash for result in results for crash in result.crashes})
     for crash in crashes:
         print(f"crash: {crash} (its first line says how to run it again)")

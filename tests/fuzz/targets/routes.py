@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import quote
 
 import schemathesis
@@ -47,7 +49,8 @@ def _app() -> FastAPI:
     (folder / CATALOG_FILE).write_bytes(small_catalog())
     app = FastAPI()
     endpoint = SensecheckEndpoint()
-    endpoint.attach_reading_routes(app)
+    with patch.dict(os.environ, {"SENSECHECK_SERVE_RESIDUAL": "1"}):
+        endpoint.attach_reading_routes(app)
     endpoint.service = ReadingService(small_detector(), NoEngine())  # type: ignore[arg-type]
     endpoint._artefacts = SimpleNamespace(folder=folder, catalog=folder / CATALOG_FILE, view=small_detector().view)  # type: ignore[assignment]
     init_exception_handler(app)

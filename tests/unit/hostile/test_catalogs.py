@@ -275,3 +275,20 @@ def test_code_in_yaml_never_runs(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         Glossary.from_yaml(path)
     assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__.os.mkdir(mark) }}",
+        "{% set _ = messages.append({}) %}",
+    ],
+)
+def test_a_chat_template_runs_in_a_sandbox(tmp_path: Path, template: str) -> None:
+    folder, mark = make_model(tmp_path / "model", "llama"), tmp_path / "the code was run"
+    encoder = ChatEncoder(folder)
+    encoder.tokenizer.chat_template = template.replace("mark", repr(str(mark)))
+    with pytest.raises(InputError, match="template"):
+        encoder.render([{"role": "user", "content": "Hello."}])
+    assert not mark.exists()

@@ -4,9 +4,10 @@ has no room for cost the answer nothing."""
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -50,11 +51,19 @@ class Engine:
     def __init__(self) -> None:
         self.room = 10**9
         self.raises = False
+        self.slow = False
         self.asked: list[str] = []
+        self.stopped = 0
 
     async def create_chat_completion(self, request: Any, raw: Any) -> Any:
         text = request.messages[-1]["content"]
         self.asked.append(text)
+        if self.slow:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                self.stopped += 1
+                raise
         if len(text) > self.room:
             if self.raises:
                 raise ValueError("too long")
@@ -65,13 +74,15 @@ class Engine:
 
 
 class ScriptedDetector:
-    """Flags what it is told to, in any text; ``hold`` keeps its plans."""
+    """Flags what it is told to, in any text; ``hold`` keeps its plans, ``hold_judging`` what comes of them."""
 
     def __init__(self) -> None:
         self.encoder = SimpleNamespace(encode_text=str.split)
         self.view = SimpleNamespace(fingerprint="this one")
         self.misreads: list[Misread] = []
         self.hold: threading.Event | None = None
+        self.hold_judging: threading.Event | None = None
+        self.judging = threading.Event()
 
     def plan(self, messages: Any, **options: Any) -> Any:
         if self.hold:
@@ -81,6 +92,9 @@ class ScriptedDetector:
         return SimpleNamespace(needs_model=True, imitations=find_imitations(messages), mentions=mentions, chat=chat)
 
     def reading(self, plan: Any, features: Any) -> Reading:
+        self.judging.set()
+        if self.hold_judging:
+            self.hold_judging.wait()
         return Reading(model="m", mentions=[], misreads=self.misreads, tokens=[], truncated=False)
 
 
@@ -105,12 +119,17 @@ def engine() -> Engine:
 
 
 @pytest.fixture
-def client(detector: ScriptedDetector, engine: Engine) -> Iterator[TestClient]:
+def app(detector: ScriptedDetector, engine: Engine) -> FastAPI:
     app = FastAPI()
     app.state.openai_serving_chat = engine
     route = one_call.OneCall()
     route.service = ReadingService(detector, ReadyReader())  # type: ignore[arg-type]
     route.attach(app)
+    return app
+
+
+@pytest.fixture
+def client(app: FastAPI) -> Iterator[TestClient]:
     with TestClient(app) as client:
         yield client
 
@@ -187,6 +206,49 @@ def test_notes_that_the_model_has_no_room_for_do_not_cost_the_answer(
         "catalog": "this one", "bypassed": "InputError",
     }  # fmt: skip
     assert [len(text) > engine.room for text in engine.asked] == [False, True, False]
+
+
+async def leave(app: Any, when: Callable[[], Awaitable[Any]]) -> list[Any]:
+    """Ask for an annotated answer and close the connection as soon as ``when()`` is over; returns what was sent back."""
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": WORDS}], "sensecheck": {}}).encode()
+    coming, sent = iter([{"type": "http.request", "body": body}]), []
+
+    async def receive() -> Any:
+        for message in coming:
+            return message
+        await when()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b"", "root_path": "",
+             "headers": [(b"content-type", b"application/json")], "http_version": "1.1", "scheme": "http",
+             "server": ("t", 80), "client": ("t", 1)}  # fmt: skip
+    await asyncio.wait_for(app(scope, receive, send), 30)
+    return sent
+
+
+async def test_a_client_that_leaves_while_its_prompt_is_planned_asks_the_model_for_nothing(
+    app: FastAPI, detector: ScriptedDetector, engine: Engine
+) -> None:
+    detector.hold = threading.Event()
+    await leave(app, lambda: asyncio.sleep(0.1))
+    detector.hold.set()
+    await asyncio.sleep(0.05)
+    assert engine.asked == []
+
+
+async def test_a_client_that_leaves_while_its_reading_is_judged_stops_the_answer(
+    app: FastAPI, detector: ScriptedDetector, engine: Engine
+) -> None:
+    engine.slow, detector.hold_judging = True, threading.Event()
+    await leave(app, lambda: asyncio.to_thread(detector.judging.wait, 30))
+    detector.hold_judging.set()
+    async with asyncio.timeout(30):
+        while not engine.stopped:
+            await asyncio.sleep(0.01)
+    assert engine.asked == [WORDS]
 
 
 async def test_a_client_that_leaves_while_the_first_answer_is_given_up_is_noticed() -> None:

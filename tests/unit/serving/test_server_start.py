@@ -13,7 +13,7 @@ from sae_runtime.errors import ServerError
 from sae_runtime.models.manifest import SMALL_MODEL
 from sae_runtime.models.resolve import ResolvedModel
 from sae_runtime.paths import artefacts_for
-from sae_runtime.serving.server import ModelServer, ServerOptions, _arguments, _ended, _Reading
+from sae_runtime.serving.server import ModelServer, ServerOptions, _arguments, _ended, _environment, _Reading
 
 
 def test_the_layer_is_counted_as_vllm_counts_it() -> None:
@@ -59,3 +59,12 @@ def test_missing_artefacts_are_refused_before_anything_starts(tmp_path: Path, mo
     with pytest.raises(ServerError, match="no artefacts folder"):
         ModelServer.start(SMALL_MODEL, ServerOptions(artefacts=tmp_path / "none"))
     assert artefacts_for(SMALL_MODEL).is_dir()
+
+
+def test_the_key_is_in_the_environment_not_on_the_command_line(tmp_path: Path) -> None:
+    options, reading = ServerOptions(api_key="sk-canary"), _Reading([], {})
+    assert not any(
+        "canary" in argument for argument in _arguments(ResolvedModel(name="m", path=tmp_path), options, 1, reading)
+    )
+    assert _environment(options, reading)["VLLM_API_KEY"] == "sk-canary"
+    assert "canary" not in repr(options)
