@@ -37,6 +37,9 @@ from sae_runtime.serving import ModelServer, ServerOptions
 _EVERY = 10.0  # seconds between two looks
 _WRITE_EVERY = 6  # looks
 _WARM_UP = 1 / 3  # of the time
+# oneDNN keeps compiled matrix products, one for each number of tokens that a step has had, up to 1,024; vLLM's worker grows by
+# half a megabyte with each, also without Sensecheck. With fewer the cache is full before the warm-up ends, and what grows is a leak.
+_FEWER_PRIMITIVES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 
 
 class Look(BaseModel):
@@ -102,7 +105,9 @@ def measure(record: Record, out: Path, *, compiled: bool) -> None:
     before = frozenset(SHARED_MEMORY.rglob("*"))
     features = _catalogued(record.model)
     with bypasses_unlogged(), tempfile.TemporaryDirectory(prefix="soak-") as temporary:
-        options = ServerOptions(port=0, max_model_len=2048, compiled=compiled, environment={"TMPDIR": temporary})
+        options = ServerOptions(
+            port=0, max_model_len=2048, compiled=compiled, environment={"TMPDIR": temporary, **_FEWER_PRIMITIVES}
+        )
         with ModelServer.start(record.model, options) as server, progress("soak", record.seconds) as advance:
             watch = Watch(record, out, server.process.pid, Path(temporary), before, advance)
             asyncio.run(_soak(record, server, watch, features))

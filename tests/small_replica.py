@@ -1,70 +1,60 @@
-"""A replica without vLLM: the inspection routes in a process of their own, read with transformers; starts in seconds.
+"""A server without vLLM: the inspection routes in a process of their own, read with transformers; ready in a second.
 
-Tests import this module by name: pytest puts the folder of ``tests/conftest.py`` on the import path. As a script it is the server.
+Tests import this module by name: pytest puts the folder of ``tests/conftest.py`` on the import path.
 """
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import time
-from argparse import Namespace
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import signal
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import SimpleNamespace
 
-CONTEXT = 256
-_PATIENCE = 120.0  # seconds
+from faults.killing import Surroundings, start
+from faults.making import eventually
+from faults.serving import main
+from loopback import free_port
+
+from sae_runtime.serving import reads_prompts
 
 
 class SmallReplica:
-    """A running one: ``url`` is its root."""
+    """One that is ended and begun again at the same address.
 
-    def __init__(self, model: Path, artefacts: Path, port: int) -> None:
-        environment = os.environ | {
-            "SENSECHECK_SERVE_MODEL": str(model),
-            "SENSECHECK_SERVE_ARTEFACTS": str(artefacts),
-            "OMP_NUM_THREADS": "1",
-        }
-        self.url = f"http://127.0.0.1:{port}"
-        self.process = subprocess.Popen([sys.executable, __file__, str(port)], env=environment)
+    Attributes:
+        url: its root.
+    """
 
-    def wait_healthy(self) -> None:
-        """Wait until it reads."""
-        from sae_runtime.serving import reads_prompts
+    def __init__(self, model: Path, artefacts: Path, home: Path) -> None:
+        """``home`` is its cache, ``SENSECHECK_HOME``."""
+        self._port = free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
+        self._model, self._home = model, home
+        self._process: BaseProcess | None = None
+        self.begin(artefacts)
 
-        end = time.monotonic() + _PATIENCE
-        while not reads_prompts(self.url):
-            assert self.process.poll() is None and time.monotonic() < end, "the replica does not answer"
-            time.sleep(0.1)
+    def begin(self, artefacts: Path) -> None:
+        """Start it, and wait until it reads with ``artefacts``."""
+        serve = {"SENSECHECK_SERVE_MODEL": str(self._model), "SENSECHECK_SERVE_ARTEFACTS": str(artefacts)}
+        around = Surroundings({**serve, "SENSECHECK_HOME": str(self._home)})
+        self._process = start(main, self._port, around=around)
+        eventually(lambda: reads_prompts(self.url))
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self._process and self._process.pid
+        os.kill(self._process.pid, number)
 
     def stop(self) -> None:
         """End it in order, as vLLM's server is ended."""
-        self.process.terminate()
-        self.process.wait(_PATIENCE)
+        self._end(BaseProcess.terminate)
 
+    def kill(self) -> None:
+        """End it at once."""
+        self._end(BaseProcess.kill)
 
-def main() -> None:
-    """Serve the routes on the port that is the argument."""
-    import uvicorn
-    from fastapi import FastAPI
-
-    from sae_runtime.serving.plugin import SensecheckEndpoint
-
-    endpoint = SensecheckEndpoint()
-
-    @asynccontextmanager
-    async def opened(app: FastAPI) -> AsyncIterator[None]:
-        engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=CONTEXT))
-        await endpoint.init_state(engine, app.state, Namespace())
-        yield
-
-    app = FastAPI(lifespan=opened)
-    endpoint.attach_reading_routes(app)
-    uvicorn.run(app, port=int(sys.argv[1]), log_level="warning")
-
-
-if __name__ == "__main__":
-    main()
+    def _end(self, how: Callable[[BaseProcess], None]) -> None:
+        assert self._process
+        how(self._process)
+        self._process.join()

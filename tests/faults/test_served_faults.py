@@ -1,7 +1,8 @@
 """The inspection server dies, hangs, or loses its worker or its client; what is asked next is answered.
 
-Real HTTP servers with the product's routes on a tiny model; the same with vLLM is in test_real_server.py. Everything that a
-server can do wrong on the wire is in tests/unit/middleware/test_faults.py.
+Real HTTP servers with the product's routes on a tiny model; the same with vLLM is in
+tests/integration/test_vllm_replicas.py. Everything that a server can do wrong on the wire is in
+tests/unit/middleware/test_faults.py.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import struct
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -29,55 +30,23 @@ import uvicorn
 from fastapi.testclient import TestClient
 from faults.killing import Surroundings, start
 from faults.making import MESSAGES, PATIENCE, TEXT, eventually
-from faults.serving import CONTEXT, app_of, main, work
+from faults.serving import CONTEXT, app_of, work
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import HumanMessage
-from loopback import free_port
+from small_replica import SmallReplica
 
 from middleware import SAEAnnotator
 from sae_runtime.sae.fingerprint import fingerprint_sae
 from sae_runtime.serving.plugin import SensecheckEndpoint
 from sae_runtime.serving.service import ReadingService
 
-TESTS = Path(__file__).parents[1]
 SHORT = 0.3  # seconds; a deadline that is meant to be missed
 BODY = json.dumps({"messages": MESSAGES}).encode()
 
 
-class Server:
-    """A server process that is killed and started again on the same port."""
-
-    def __init__(self, tiny: Path, artefacts: Path, home: Path) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        own = {"SENSECHECK_SERVE_MODEL": str(tiny), "SENSECHECK_SERVE_ARTEFACTS": str(artefacts)}
-        self._around = Surroundings({**own, "SENSECHECK_HOME": str(home)})
-        self._process: BaseProcess | None = None
-
-    def begin(self) -> None:
-        """Start it and wait until it reads."""
-        self._process = start(main, self.port, around=self._around)
-        eventually(self.reads)
-
-    def reads(self) -> bool:
-        with suppress(httpx.HTTPError):
-            return httpx.get(f"{self.url}/v1/sae/health", timeout=5).json()["status"] == "ok"
-        return False
-
-    def send(self, number: signal.Signals) -> None:
-        assert self._process and self._process.pid
-        os.kill(self._process.pid, number)
-
-    def kill(self) -> None:
-        if self._process:
-            self._process.kill()
-            self._process.join()
-
-
 @pytest.fixture
-def server(tiny: Path, artefacts: Path, cache: Path) -> Iterator[Server]:
-    server = Server(tiny, artefacts, cache)
-    server.begin()
+def server(tiny: Path, artefacts: Path, cache: Path) -> Iterator[SmallReplica]:
+    server = SmallReplica(tiny, artefacts, cache)
     yield server
     server.kill()
 
@@ -91,18 +60,18 @@ def noted(annotator: SAEAnnotator) -> bool:
     return "First." in str(message.content)
 
 
-def test_a_server_that_is_killed_and_started_again(server: Server) -> None:
+def test_a_server_that_is_killed_and_started_again(server: SmallReplica, artefacts: Path) -> None:
     """The chain answers all the time, and is annotated again by the same annotator."""
     annotator = SAEAnnotator.from_url(server.url, deadline=PATIENCE, grace=None)
     assert noted(annotator)
     server.kill()
     assert not noted(annotator)
     assert set(annotator.stats.bypassed) == {"UnavailableError"}
-    server.begin()
+    server.begin(artefacts)
     eventually(lambda: noted(annotator))
 
 
-def test_a_server_that_is_killed_while_it_reads(server: Server) -> None:
+def test_a_server_that_is_killed_while_it_reads(server: SmallReplica) -> None:
     annotator = SAEAnnotator.from_url(server.url, deadline=PATIENCE, grace=None)
     assert noted(annotator)
     server.send(signal.SIGSTOP)  # so that the reading is under way for certain
@@ -117,7 +86,7 @@ def test_a_server_that_is_killed_while_it_reads(server: Server) -> None:
     assert set(annotator.stats.bypassed) == {"UnavailableError"}
 
 
-def test_a_server_that_hangs_and_wakes_up(server: Server) -> None:
+def test_a_server_that_hangs_and_wakes_up(server: SmallReplica) -> None:
     annotator = SAEAnnotator.from_url(server.url, deadline=SHORT, grace=None)
     eventually(lambda: noted(annotator))
     annotator = SAEAnnotator.from_url(server.url, deadline=SHORT, grace=None)
