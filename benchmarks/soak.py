@@ -37,9 +37,10 @@ from sae_runtime.serving import ModelServer, ServerOptions
 _EVERY = 10.0  # seconds between two looks
 _WRITE_EVERY = 6  # looks
 _WARM_UP = 1 / 3  # of the time
-# oneDNN keeps compiled matrix products, one for each number of tokens that a step has had, up to 1,024; vLLM's worker grows by
-# half a megabyte with each, also without Sensecheck. With fewer the cache is full before the warm-up ends, and what grows is a leak.
-_FEWER_PRIMITIVES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
+# oneDNN keeps compiled matrix products, several for each number of tokens that a step has had, by default up to 1,024; vLLM's worker
+# grows by half a megabyte with each such number, also without Sensecheck. With fewer products the cache is full before the warm-up
+# ends, and what still grows is a leak.
+_PRIMITIVES = 64
 
 
 class Look(BaseModel):
@@ -100,14 +101,13 @@ MEASURES = {
 }
 
 
-def measure(record: Record, out: Path, *, compiled: bool) -> None:
+def measure(record: Record, out: Path, *, compiled: bool, primitives: int) -> None:
     """Serve, send, look."""
     before = frozenset(SHARED_MEMORY.rglob("*"))
     features = _catalogued(record.model)
     with bypasses_unlogged(), tempfile.TemporaryDirectory(prefix="soak-") as temporary:
-        options = ServerOptions(
-            port=0, max_model_len=2048, compiled=compiled, environment={"TMPDIR": temporary, **_FEWER_PRIMITIVES}
-        )
+        environment = {"TMPDIR": temporary, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(primitives)}
+        options = ServerOptions(port=0, max_model_len=2048, compiled=compiled, environment=environment)
         with ModelServer.start(record.model, options) as server, progress("soak", record.seconds) as advance:
             watch = Watch(record, out, server.process.pid, Path(temporary), before, advance)
             asyncio.run(_soak(record, server, watch, features))
@@ -247,6 +247,9 @@ def main(
     rate: Annotated[float, typer.Option(help="Requests per second.")] = 1.0,
     tokens: Annotated[int, typer.Option(help="Output tokens per answer.")] = 32,
     compiled: Annotated[bool, typer.Option(help="Compile the model.")] = True,
+    primitives: Annotated[
+        int, typer.Option(help="Compiled matrix products that the worker keeps; oneDNN's default is 1024.")
+    ] = _PRIMITIVES,
     out: Annotated[Path, typer.Option(help="Where the measurements are kept.")] = Path("results/soak.json"),
     svg: Annotated[Path | None, typer.Option(help="Write a plot there.")] = None,
     only_report: Annotated[bool, typer.Option("--report", help="Measure nothing: judge what the file holds.")] = False,
@@ -256,7 +259,7 @@ def main(
         record = Record.model_validate_json(out.read_text("utf-8"))
     else:
         record = Record(model=model, rate=rate, tokens=tokens, seconds=60 * minutes)
-        measure(record, out, compiled=compiled)
+        measure(record, out, compiled=compiled, primitives=primitives)
     if not report(record, svg):
         raise typer.Exit(1)
 
