@@ -6,6 +6,7 @@
 ``replica``    a server: its event loop, the thread that reads, its engine.
 ``fleet``      the load balancer, failures, rolling updates.
 ``turns``      one turn of a chat on its way: plain, in one call, in two calls; deadlines, retries.
-``simulation`` the clock, and a run from start to end.
-``figures``    percentiles and tables.
+``clock``      the events.
+``figures``    a run from start to end, its percentiles and tables.
+``calibration``, ``validation``  where the costs come from, and how far off the simulation is.
 """
