@@ -133,7 +133,9 @@ def test_a_password_in_the_address_is_used_but_neither_shown_nor_logged(
     expected = httpx.Request("GET", "http://h", headers={})
     next(httpx.BasicAuth("user", f"{PASSWORD}!").auth_flow(expected))
     assert [headers["authorization"] for headers in server.seen] == [expected.headers["authorization"]] * 2
-    assert "httpx" in log.text  # it logs the address of every request
+    assert "httpx" in {
+        record.name for record in log.records
+    }  # it logs the address of every request; the text may be in Ray's format
     assert PASSWORD not in log.text
 
 
