@@ -1,8 +1,8 @@
 """The files of the prompt log: mode 600, bounded in size, number and age, no symbolic links.
 
 A file covers at most ``days / files`` days and ``max_bytes`` bytes, then it becomes ``FILE.1``, the older ones ``FILE.2``
-and so on, and the oldest goes. A file whose last record is older than ``days`` goes, too, and so does one whose number is ``files`` or more, from a start
-that kept more. So no record stays longer than ``days`` and one file's span beyond.
+and so on, and the oldest goes. A file whose last record is older than ``days`` goes, too. So no record stays longer than
+``days`` and one file's span beyond. What an earlier start kept beyond ``files`` files goes at the start.
 
 A symbolic link, a file of another user or with a second name, or anything but a file is refused, both at the start and
 when files are exchanged. The file is locked: two servers cannot write the same one.
@@ -82,6 +82,7 @@ class PromptFiles:
             raise InputError(f"The folder of {options.path} cannot be opened: {error.strerror}.", _REMEDY) from error
         try:
             self._open()
+            self._keep_no_more_files()
         except OSError as error:
             self.close()
             raise InputError(f"Prompts cannot be logged to {options.path}: {why(error)}.", _REMEDY) from error
@@ -113,10 +114,10 @@ class PromptFiles:
         age = self._options.days * _DAY
         if self._file >= 0 and os.fstat(self._file).st_size and self._now() - self._began > age / self._options.files:
             self._begin_anew()
-        for name, number in self._older():
+        for number in range(1, self._options.files):
             with contextlib.suppress(FileNotFoundError):
-                last = os.stat(name, dir_fd=self._folder, follow_symlinks=False).st_mtime
-                if number >= self._options.files or self._now() - last > age:
+                name = f"{self._name}.{number}"
+                if self._now() - os.stat(name, dir_fd=self._folder, follow_symlinks=False).st_mtime > age:
                     os.unlink(name, dir_fd=self._folder)
 
     def close(self) -> None:
@@ -126,11 +127,13 @@ class PromptFiles:
                 os.close(opened)
         self._file = self._folder = -1
 
-    def _older(self) -> list[tuple[str, int]]:
-        """Names and numbers of the files before the current one, also of a start that kept more of them."""
+    def _keep_no_more_files(self) -> None:
+        """Delete what an earlier start kept beyond the number of files; nothing else looks at those."""
         numbered = re.compile(rf"{re.escape(self._name)}\.([1-9][0-9]{{0,5}})")
         names = os.listdir(self._folder)  # noqa: PTH208 (the folder is open; its name may mean another one by now)
-        return [(found[0], int(found[1])) for found in map(numbered.fullmatch, names) if found]
+        for found in filter(None, map(numbered.fullmatch, names)):
+            if int(found[1]) >= self._options.files:
+                os.unlink(found[0], dir_fd=self._folder)
 
     def _open(self) -> None:
         opened = os.open(self._name, _FLAGS, 0o600, dir_fd=self._folder)
