@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +100,10 @@ def mask_catalog(location: CatalogLocation | str, words: Iterable[str] = ()) -> 
         with changing(place) as connection:
             check_tables_only(connection, place)
             check_revision(connection, place)
-            changed = _mask_table(connection, FeatureExampleRow.__table__, ("text",), lambda text: mask(text, pattern))
-            changed += _mask_table(
-                connection, FeatureRow.__table__, ("label", "description"), lambda text: mask(text, pattern)
-            )
-            changed += _mask_table(
-                connection, FeatureRow.__table__, ("predicate", "promoted"), lambda value: mask_all(value, pattern)
-            )
+            masked, all_masked = partial(mask, words=pattern), partial(mask_all, words=pattern)
+            changed = _mask_table(connection, FeatureExampleRow.__table__, ("text",), masked)
+            changed += _mask_table(connection, FeatureRow.__table__, ("label", "description"), masked)
+            changed += _mask_table(connection, FeatureRow.__table__, ("predicate", "promoted"), all_masked)
     except DBAPIError as error:
         raise database_failure(error, place, "masked") from error
     if isinstance(place, Path):

@@ -123,10 +123,9 @@ def across_models(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     Items are the same when their ids and labels are. ``tuned`` answers where both have them, as in :func:`answers`.
     """
     rows = []
-    for own, other in permutations(results, 2):
+    for (own, with_notes), (other, without) in permutations([(result, _Asked(result)) for result in results], 2):
         if own["task"] != other["task"] or own["model"] == other["model"]:
             continue
-        with_notes, without = _Asked(own), _Asked(other)
         places = {key: place for place, key in enumerate(without.keys)}
         both = [(place, places[key]) for place, key in enumerate(with_notes.keys) if key in places]
         if not both:
