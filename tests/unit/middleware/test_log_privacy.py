@@ -69,13 +69,10 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    """All loggers of the process, at DEBUG level; importing vLLM silences httpx's."""
-    caplog.set_level(logging.DEBUG)
-    for name in ("sensecheck", "httpx"):
-        caplog.set_level(logging.DEBUG, logger=name)
-        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
-    return caplog
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """All loggers of the process, at DEBUG level."""
+    with caplog.at_level(logging.DEBUG), caplog.at_level(logging.DEBUG, logger="sensecheck"):
+        yield caplog
 
 
 @pytest.mark.parametrize(

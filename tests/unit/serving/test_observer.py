@@ -45,15 +45,13 @@ class Everything(logging.Handler):
 def everything() -> Iterator[Everything]:
     handler, root = Everything(), logging.getLogger()
     named = logging.getLogger("sensecheck")
-    before = root.level, named.level, named.propagate
+    before = root.level, named.level
     root.addHandler(handler)
     root.setLevel(logging.DEBUG)
     named.setLevel(logging.DEBUG)
-    named.propagate = True
     yield handler
     root.setLevel(before[0])
     named.setLevel(before[1])
-    named.propagate = before[2]
     root.removeHandler(handler)
 
 
