@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from langchain_core.language_models import FakeListChatModel
+from langchain_core.messages import HumanMessage
 from sqlalchemy.orm import Session
 from tiny_models import HIDDEN
 
+from middleware import SAEAnnotator
 from sae_runtime.catalog.store import create_catalog, seal_catalog
 from sae_runtime.catalog.tables import (
     ConceptRow,
@@ -128,6 +131,15 @@ def hold(engine: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event,
 
     monkeypatch.setattr(engine, "residual", held)
     return begun, release
+
+
+def annotated(annotator: SAEAnnotator, text: str = TEXT) -> str:
+    """What ``annotator`` makes of ``text``; a chain around it answers."""
+    chain = annotator | FakeListChatModel(responses=["Wet feet."])
+    assert chain.invoke([HumanMessage(text)]).content == "Wet feet."
+    (message,) = annotator.invoke([HumanMessage(text)])
+    assert str(message.content).startswith(text)
+    return str(message.content)
 
 
 def eventually(true: Callable[[], Any]) -> None:
