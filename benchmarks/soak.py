@@ -5,7 +5,7 @@ plain, with all tokens as the chat page wants them, pages of features; some of t
 answered. Every ten seconds all its processes are looked at: resident memory, file descriptors, threads, sockets, and the
 entries in /dev/shm and in its own folder for temporary files.
 
-After a warm-up, in which caches fill, each of these series must not grow by more than its bound per hour
+After a warm-up at a higher rate, in which caches fill, each of these series must not grow by more than its bound per hour
 (:mod:`benchmarks.traffic.growth`), and every request must have been answered. ``--report`` judges a file again.
 """
 
@@ -26,7 +26,7 @@ from benchmarks.table import show
 from benchmarks.traffic.figures import MIB
 from benchmarks.traffic.growth import Growth, judge
 from benchmarks.traffic.processes import SHARED_MEMORY, Held, contents, look
-from benchmarks.traffic.steady import Asked, Traffic, by_kind
+from benchmarks.traffic.steady import Asked, Pace, Traffic, by_kind
 from benchmarks.traffic.users import Line, bypasses_unlogged
 from middleware import SAEAnnotator
 from sae_runtime.detector.artefacts import Artefacts
@@ -62,6 +62,7 @@ class Record(BaseModel):
 
     model: str
     rate: float
+    warm_up_rate: float
     tokens: int
     seconds: float
     looks: list[Look] = []
@@ -121,7 +122,8 @@ def _catalogued(model: str) -> list[int]:
 async def _soak(record: Record, server: ModelServer, watch: Watch, features: list[int]) -> None:
     annotator = SAEAnnotator.from_url(server.url)
     async with Line(server.url, record.model, record.tokens) as line:
-        traffic = Traffic(line, annotator, features, record.rate, seed=0)
+        pace = Pace(record.rate, record.seconds * _WARM_UP, record.warm_up_rate)
+        traffic = Traffic(line, annotator, features, pace, seed=0)
         record.asked = traffic.asked
         looking = asyncio.create_task(watch.run(line.http))
         try:
@@ -245,6 +247,9 @@ def main(
     model: Annotated[str, typer.Option(help="Built-in model.")] = SMALL_MODEL,
     minutes: Annotated[float, typer.Option(help="How long; a third is warm-up.")] = 30.0,
     rate: Annotated[float, typer.Option(help="Requests per second.")] = 1.0,
+    warm_up_rate: Annotated[
+        float, typer.Option(help="The same in the warm-up: caches fill with requests, not with time.")
+    ] = 3.0,
     tokens: Annotated[int, typer.Option(help="Output tokens per answer.")] = 32,
     compiled: Annotated[bool, typer.Option(help="Compile the model.")] = True,
     primitives: Annotated[
@@ -258,7 +263,7 @@ def main(
     if only_report:
         record = Record.model_validate_json(out.read_text("utf-8"))
     else:
-        record = Record(model=model, rate=rate, tokens=tokens, seconds=60 * minutes)
+        record = Record(model=model, rate=rate, warm_up_rate=warm_up_rate, tokens=tokens, seconds=60 * minutes)
         measure(record, out, compiled=compiled, primitives=primitives)
     if not report(record, svg):
         raise typer.Exit(1)

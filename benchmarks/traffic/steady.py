@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from itertools import count, cycle
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
@@ -21,6 +21,19 @@ _CYCLE = ("one call", "two calls", "page", "one call", "two calls", "left while 
           "two calls", "feature", "left while read")  # fmt: skip
 _AT_ONCE = 64  # requests under way; when the server falls behind, the next ones wait
 _PATIENCE = 0.02  # seconds until somebody leaves who is being read
+
+
+class Pace(NamedTuple):
+    """``rate`` requests a second, but ``warm_up_rate`` in the first ``warm_up`` seconds."""
+
+    rate: float
+    warm_up: float = 0.0
+    warm_up_rate: float = 1.0
+
+    def due(self, number: int) -> float:
+        """When request ``number`` is sent, in seconds after request 0."""
+        early = self.warm_up * self.warm_up_rate
+        return number / self.warm_up_rate if number < early else self.warm_up + (number - early) / self.rate
 
 
 @dataclass
@@ -44,13 +57,13 @@ class Traffic:
         line: to the server.
         annotator: for the calls that read first.
         features: indices of catalogued features, for their pages.
-        rate: requests per second.
+        pace: when requests are sent.
         seed: of the conversations.
     """
 
-    def __init__(self, line: Line, annotator: SAEAnnotator, features: list[int], rate: float, seed: int) -> None:
+    def __init__(self, line: Line, annotator: SAEAnnotator, features: list[int], pace: Pace, seed: int) -> None:
         self.asked: list[Asked] = []
-        self._line, self._rate = line, rate
+        self._line, self._pace = line, pace
         self._features = cycle(features)
         self._turns = _turns(seed)
         self._numbers = count()
@@ -76,7 +89,7 @@ class Traffic:
 
         async with asyncio.TaskGroup() as group:
             for number, kind in enumerate(cycle(_CYCLE)):
-                await asyncio.sleep(began + number / self._rate - perf_counter())
+                await asyncio.sleep(began + self._pace.due(number) - perf_counter())
                 if perf_counter() - began >= seconds:
                     return
                 await slots.acquire()

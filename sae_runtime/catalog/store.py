@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -147,11 +148,10 @@ def check_revision(connection: Connection, location: CatalogLocation) -> str:
         RevisionError: it is another one; the message says which command helps.
     """
     found = MigrationContext.configure(connection).get_current_revision()
-    head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
-    if found == head and head is not None:
+    head, *older = _revisions()
+    if found == head:
         return head
-    known = {script.revision for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions()}
-    remedy = f"Run `sensecheck db upgrade {location}`." if found is None or found in known else "Update sensecheck."
+    remedy = f"Run `sensecheck db upgrade {location}`." if found is None or found in older else "Update sensecheck."
     raise RevisionError(f"The catalog {location} has schema revision {found}, this program needs {head}.", remedy)
 
 
@@ -271,6 +271,12 @@ _POSTGRES_REMEDIES = {
     "connection": "Check that the server runs, and host and port in the URL.",
     "resolve host": "Check the host in the URL.",
 }
+
+
+@cache
+def _revisions() -> tuple[str, ...]:
+    """The revisions that this program knows, newest first; Alembic runs every migration's module to tell."""
+    return tuple(script.revision for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions())
 
 
 def _alembic_config() -> Config:

@@ -10,7 +10,9 @@ import logging
 import os
 from argparse import Namespace
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,6 +100,8 @@ class SensecheckEndpoint:
         self._watching: asyncio.Task[None] | None = None
         self._one_call: Any = None
         self._catalog = CatalogInfo()
+        # A catalog that is locked holds up pages of features only; one thread, because each keeps memory of its own.
+        self._pages = ThreadPoolExecutor(1, "sensecheck-pages")
 
     def attach_router(self, app: FastAPI) -> None:
         """Register the routes."""
@@ -128,9 +132,10 @@ class SensecheckEndpoint:
             """One catalogued feature: label, density, examples, scores, concepts that use it."""
             if self._artefacts is None:
                 return _error(503, "The catalog is not open yet.")
-            location, sae = self._artefacts.catalog, self._artefacts.view.sae_fingerprint
+            sae = self._artefacts.view.sae_fingerprint
+            page = partial(feature_detail, self._artefacts.catalog, index, sae=sae)
             try:
-                found = await asyncio.to_thread(feature_detail, location, index, sae=sae)
+                found = await asyncio.get_running_loop().run_in_executor(self._pages, page)
             except SensecheckError as error:
                 return _error(503, str(error), {"Retry-After": "1"})
             if self._watch is not None and not self._watch.in_place:

@@ -23,7 +23,7 @@ from benchmarks import soak
 from benchmarks.soak import MEASURES, Look, Record, growths, main, report
 from benchmarks.traffic.figures import MIB
 from benchmarks.traffic.processes import Held, contents, look
-from benchmarks.traffic.steady import Asked, by_kind
+from benchmarks.traffic.steady import Asked, Pace, by_kind
 
 KINDS = {"one call", "two calls", "page", "plain", "feature", "left while answered", "left while read"}
 
@@ -39,7 +39,7 @@ def record_of(*, leak: float = 0.0, waiting: float = 0.0, unanswered: int = 0) -
                  waiting=int(waiting * at / 60))
         )  # fmt: skip
     asked = [Asked("plain", float(n), 0.5, "ReadError" if n < unanswered else None) for n in range(200)]
-    return Record(model="m", rate=1.0, tokens=32, seconds=1800, looks=looks, asked=asked)
+    return Record(model="m", rate=1.0, warm_up_rate=1.0, tokens=32, seconds=1800, looks=looks, asked=asked)
 
 
 @pytest.fixture
@@ -144,6 +144,12 @@ def test_the_filling_of_caches_is_no_growth():
     found = growths(record_of())
     assert found["memory, MiB"].begin == pytest.approx(2 * 2000, abs=10)
     assert abs(found["memory, MiB"].slope) < 15
+
+
+def test_requests_come_faster_in_the_warm_up():
+    pace = Pace(rate=1.0, warm_up=2.0, warm_up_rate=3.0)
+    assert [round(pace.due(number), 2) for number in range(9)] == [0, 0.33, 0.67, 1, 1.33, 1.67, 2, 3, 4]
+    assert [Pace(rate=2.0).due(number) for number in range(3)] == [0, 0.5, 1]
 
 
 def test_requests_are_described_by_kind():
