@@ -27,10 +27,10 @@ SLOW = 120_000  # milliseconds that an answer may take on a busy machine
 expect.set_options(timeout=30_000)
 
 
-def serve_page(url: str, model: str, words: Path) -> tuple[Any, str]:
-    """The page in front of the server at ``url``: what to close, and its address."""
+def serve_page(url: str, model: str, words: Path, tokens: int = 24) -> tuple[Any, str]:
+    """The page in front of the server at ``url``, with answers of so many tokens: what to close, and its address."""
     annotator = SAEAnnotator(source=ServerSource(url, tokens=True), deadline=60, grace=None)
-    page = build_page(annotator, Backend(url, model), Artefacts.open(model), overlays=words, max_tokens=96)
+    page = build_page(annotator, Backend(url, model), Artefacts.open(model), overlays=words, max_tokens=tokens)
     return page, start_page(page, Door(0), block=False)
 
 

@@ -23,6 +23,14 @@ def chat_url(server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> I
     page.close()
 
 
+@pytest.fixture(scope="session")
+def long_answers_url(server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The same page with answers that last, so that something can be done meanwhile."""
+    page, url = serve_page(server.url, server.model, tmp_path_factory.mktemp("words"), tokens=96)
+    yield url
+    page.close()
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """One per module: while Playwright runs it holds this thread's event loop, which later asynchronous tests need."""
@@ -40,8 +48,9 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 
 @pytest.fixture
-def chat(context: BrowserContext, chat_url: str) -> Chat:
-    return Chat(context, chat_url)
+def chat(context: BrowserContext, request: pytest.FixtureRequest) -> Chat:
+    long = request.node.get_closest_marker("long_answers")
+    return Chat(context, request.getfixturevalue("long_answers_url" if long else "chat_url"))
 
 
 @pytest.fixture(scope="session")

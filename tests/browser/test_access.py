@@ -56,6 +56,7 @@ def test_what_happens_is_announced(chat: Chat, flagged: tuple[str, str]) -> None
     chat.answered()
 
 
+@pytest.mark.long_answers
 def test_nothing_moves_while_an_answer_comes(chat: Chat) -> None:
     chat.ask("Name a colour.")
     chat.answered()

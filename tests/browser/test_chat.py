@@ -80,6 +80,7 @@ def test_a_dropped_note_is_gone_and_the_answer_is_made_anew(chat: Chat, flagged:
     expect(chat.page.locator("#sc-chat .user")).to_have_count(1)
 
 
+@pytest.mark.long_answers
 def test_a_choice_while_the_answers_still_come_wins(chat: Chat, flagged: tuple[str, str]) -> None:
     chat.ask(*flagged)
     expect(chat.card).to_be_visible(timeout=SLOW)
@@ -96,6 +97,7 @@ def test_a_choice_while_the_answers_still_come_wins(chat: Chat, flagged: tuple[s
     chat.answered()
 
 
+@pytest.mark.long_answers
 def test_clearing_while_an_answer_comes_leaves_an_empty_page(chat: Chat) -> None:
     chat.ask("Write a long story about a lighthouse.")
     expect(chat.page.locator("#sc-chat .bot").last).to_contain_text(re.compile(r"\w{2,}"), timeout=SLOW)
@@ -174,6 +176,7 @@ def test_messages_can_be_edited_and_answers_retried(chat: Chat) -> None:
     chat.answered()
 
 
+@pytest.mark.long_answers
 def test_an_answer_can_be_stopped(chat: Chat) -> None:
     chat.ask("Write a very long story about a lighthouse keeper and everything that happened in ten years.")
     expect(chat.page.locator("#sc-chat .bot").last).to_contain_text(re.compile(r"\w{2,}"), timeout=SLOW)
@@ -197,6 +200,7 @@ def test_a_message_sent_right_after_clearing_is_kept(chat: Chat) -> None:
     chat.answered()
 
 
+@pytest.mark.long_answers
 def test_what_is_typed_while_an_answer_comes_stays(chat: Chat) -> None:
     chat.ask("Write a long story about a lighthouse.")
     expect(chat.page.locator("#sc-chat .bot").last).to_contain_text(re.compile(r"\w{2,}"), timeout=SLOW)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
 from operator import gt
 from pathlib import Path
 from typing import Any
@@ -42,19 +43,22 @@ class Replica:
 
     Attributes:
         url: its root.
+        options: with which it is begun.
         server: the one that runs, or ran.
     """
 
     def __init__(self, model: str, options: ServerOptions) -> None:
         self.url = f"http://{options.host}:{options.port}"
+        self.options = self._running = options
         self.server: ModelServer = ModelServer.start(model, options)
-        self._model, self._options = model, options
+        self._model = model
 
-    def begin(self) -> None:
-        """Start it unless it runs."""
-        if self.server.process.poll() is not None:
+    def begin(self, options: ServerOptions | None = None) -> None:
+        """Start it, with other options if there are some, unless it runs so."""
+        options = options or self.options
+        if self.server.process.poll() is not None or options != self._running:
             self.server.stop()
-            self.server = ModelServer.start(self._model, self._options)
+            self.server, self._running = ModelServer.start(self._model, options), options
 
     def members(self) -> list[psutil.Process]:
         """All its processes that run; they have a process group of their own."""
@@ -77,10 +81,7 @@ class Replica:
 @pytest.fixture(scope="module")
 def artefacts(small_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that all replicas share."""
-    folder = tmp_path_factory.mktemp("shared") / "artefacts"
-    shutil.copytree(artefacts_for(small_model), folder)
-    reword(folder, FIRST)
-    return folder
+    return worded(small_model, tmp_path_factory.mktemp("shared") / "artefacts", FIRST)
 
 
 @pytest.fixture(scope="module")
@@ -98,46 +99,33 @@ def replicas(small_model: str, artefacts: Path) -> Iterator[dict[str, Replica]]:
             yield dict(zip(("one", "two"), pool.map(start, options), strict=True))
 
 
-def reword(artefacts: Path, words: str) -> None:
-    """Let every note of a catalog begin with ``words``."""
-    with closing(sqlite3.connect(artefacts / CATALOG_FILE)) as connection, connection:
+@pytest.fixture(scope="module")
+def two_engines(
+    small_model: str, replicas: dict[str, Replica], tmp_path_factory: pytest.TempPathFactory
+) -> ServerOptions:
+    """At the first replica's address: two engines behind one API server, with a catalog of their own."""
+    folder = worded(small_model, tmp_path_factory.mktemp("parallel") / "artefacts", FIRST)
+    return replace(replicas["one"].options, artefacts=folder, extra=("--data-parallel-size", "2"))
+
+
+def worded(model: str, folder: Path, words: str) -> Path:
+    """A copy of the model's artefacts in which every note begins with ``words``."""
+    shutil.copytree(artefacts_for(model), folder)
+    with closing(sqlite3.connect(folder / CATALOG_FILE)) as connection, connection:
         connection.execute("UPDATE notes SET text = ? || ' ' || text", (words,))
-    seal_catalog(artefacts / CATALOG_FILE)
+    seal_catalog(folder / CATALOG_FILE)
+    return folder
 
 
 def test_vllm_replicas_take_over_a_new_catalog(
     replicas: dict[str, Replica], artefacts: Path, small_model: str, tmp_path: Path
 ) -> None:
-    second = shutil.copytree(artefacts_for(small_model), tmp_path / "second")
-    reword(second, SECOND)
+    second = worded(small_model, tmp_path / "second", SECOND)
     urls = {name: replica.url for name, replica in replicas.items()}
     with haproxy(urls) as proxy, Traffic(proxy.url, inspect(WORDS, picks=PICKS), one_call(small_model)) as traffic:
         roll_out(urls, artefacts, second, traffic)
     assert sum(not answer.bypassed for answer in traffic.answers) > len(traffic.answers) / 2
     assert {len(answer.notes) for answer in traffic.answers if not answer.bypassed} > {1}
-
-
-def test_engines_in_parallel_are_read_with_one_catalog(small_model: str, tmp_path: Path) -> None:
-    """Two engines behind one API server: both read for it, before and after the catalog is replaced."""
-    folder, second = (shutil.copytree(artefacts_for(small_model), tmp_path / name) for name in ("served", "second"))
-    reword(folder, FIRST)
-    reword(second, SECOND)
-    options = ServerOptions(port=0, max_model_len=512, artefacts=folder, extra=("--data-parallel-size", "2"))
-    with (
-        ModelServer.start(small_model, options) as server,
-        Traffic(server.url, inspect(WORDS, picks=PICKS), one_call(small_model)) as traffic,
-    ):
-        traffic.more()
-        before = prompt_tokens(server.url)
-        assert [tokens > 0 for tokens in before] == [True, True]
-        roll_out({"both": server.url}, folder, second, traffic)
-        eventually(lambda: all(map(gt, prompt_tokens(server.url), before)))
-
-
-def prompt_tokens(url: str) -> list[float]:
-    """What each engine of a server has computed, in tokens of prompts."""
-    lines = httpx.get(f"{url}/metrics").text.splitlines()
-    return [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("vllm:prompt_tokens_total{")]
 
 
 def annotator(replica: Replica, deadline: float = PATIENCE) -> SAEAnnotator:
@@ -156,6 +144,13 @@ def one(replicas: dict[str, Replica]) -> Replica:
     return replicas["one"]
 
 
+@pytest.fixture
+def two(replicas: dict[str, Replica]) -> Replica:
+    """The second one, likewise."""
+    replicas["two"].begin()
+    return replicas["two"]
+
+
 def test_a_server_that_hangs_and_wakes_up(one: Replica) -> None:
     assert noted(annotator(one))
     impatient = annotator(one, SHORT)
@@ -169,7 +164,30 @@ def test_a_server_that_hangs_and_wakes_up(one: Replica) -> None:
     eventually(lambda: noted(patient))
 
 
-def test_an_api_server_that_is_killed_and_started_again(one: Replica) -> None:
+def test_a_worker_that_is_killed_while_it_reads(two: Replica) -> None:
+    """Every reading ends soon, its chain answers, and the server ends with its worker: nobody waits for the dead."""
+    same = annotator(two)
+    assert noted(same)
+    results: list[bool] = []
+    threads = [threading.Thread(target=lambda n=n: results.append(noted(same, f"{n}. {LONG}"))) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: health(two.url)["waiting"] > 0)
+    two.worker().kill()
+    died = time.monotonic()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert time.monotonic() - died < PATIENCE / 2  # on no machine does a deadline end them
+    assert len(results) == len(threads)
+    assert False in results
+    assert "timeout" not in same.stats.bypassed
+    eventually(lambda: two.members() == [])
+    fresh = annotator(two)
+    assert not noted(fresh)
+    assert set(fresh.stats.bypassed) == {"UnavailableError"}
+
+
+def test_an_api_server_that_is_killed_and_started_again(one: Replica, two_engines: ServerOptions) -> None:
     """The chain answers all the time, no process of the dead stays, and the same annotator annotates again."""
     same = annotator(one)
     assert noted(same)
@@ -179,28 +197,27 @@ def test_an_api_server_that_is_killed_and_started_again(one: Replica) -> None:
     assert set(same.stats.bypassed) == {"UnavailableError"}
     one.server.stop()
     eventually(lambda: one.members() == [])
-    one.begin()
+    one.begin(two_engines)  # which the next test needs; a start takes long
     eventually(lambda: noted(same))
 
 
-def test_a_worker_that_is_killed_while_it_reads(one: Replica) -> None:
-    """Every reading ends soon, its chain answers, and the server ends with its worker: nobody waits for the dead."""
-    same = annotator(one)
-    assert noted(same)
-    results: list[bool] = []
-    threads = [threading.Thread(target=lambda n=n: results.append(noted(same, f"{n}. {LONG}"))) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    eventually(lambda: health(one.url)["waiting"] > 0)
-    one.worker().kill()
-    died = time.monotonic()
-    for thread in threads:
-        thread.join(PATIENCE)
-    assert time.monotonic() - died < PATIENCE / 2  # on no machine does a deadline end them
-    assert len(results) == len(threads)
-    assert False in results
-    assert "timeout" not in same.stats.bypassed
-    eventually(lambda: one.members() == [])
-    fresh = annotator(one)
-    assert not noted(fresh)
-    assert set(fresh.stats.bypassed) == {"UnavailableError"}
+def test_engines_in_parallel_are_read_with_one_catalog(
+    replicas: dict[str, Replica], two_engines: ServerOptions, small_model: str, tmp_path: Path
+) -> None:
+    """Two engines behind one API server: both read for it, before and after the catalog is replaced."""
+    assert two_engines.artefacts
+    replicas["two"].server.stop()  # three engines at once are too many for two cores
+    replicas["one"].begin(two_engines)
+    url, second = replicas["one"].url, worded(small_model, tmp_path / "second", SECOND)
+    with Traffic(url, inspect(WORDS, picks=PICKS), one_call(small_model)) as traffic:
+        traffic.more()
+        before = prompt_tokens(url)
+        assert [tokens > 0 for tokens in before] == [True, True]
+        roll_out({"both": url}, two_engines.artefacts, second, traffic)
+        eventually(lambda: all(map(gt, prompt_tokens(url), before)))
+
+
+def prompt_tokens(url: str) -> list[float]:
+    """What each engine of a server has computed, in tokens of prompts."""
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    return [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("vllm:prompt_tokens_total{")]
