@@ -38,11 +38,9 @@ postgres:
 proxy:
 	@command -v haproxy >/dev/null || test -x /usr/sbin/haproxy || { apt-get update -qq && apt-get install -y -qq --no-install-recommends haproxy >/dev/null; }
 
-# What shares the model's server runs in one process, the rest on all cores; both run, whatever comes of the first.
 test: setup browser postgres proxy  ## run all tests: unit, real model, real server, real browser, real PostgreSQL, real proxy
 	$(BIN)/sensecheck model fetch $(SMALL)
-	$(BIN)/python -m pytest -m "not server" --numprocesses auto --maxprocesses 4 --dist loadfile; without=$$?; \
-	$(BIN)/python -m pytest -m server && exit $$without
+	$(BIN)/python -m pytest
 
 lint: setup       ## style, types, import directions
 	$(BIN)/ruff check .
