@@ -10,6 +10,7 @@ from pathlib import Path
 from time import monotonic
 
 from langchain_openai import ChatOpenAI
+from openai import DefaultAsyncHttpxClient
 from pydantic import SecretStr
 
 from sae_runtime.catalog.location import CatalogLocation
@@ -40,6 +41,8 @@ class Backend:
             temperature=temperature,
             max_completion_tokens=max_tokens,
             timeout=300,
+            # Otherwise all models of one address share a client, also those of pages whose event loops differ.
+            http_async_client=DefaultAsyncHttpxClient(),
             stream_usage=True,
             stream_chunk_timeout=None,  # with many users the first chunk may be late; `timeout` bounds it
         )

@@ -26,9 +26,7 @@ def chat_url(server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> I
 @pytest.fixture(scope="session")
 def long_answers_url(server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The same page with answers that last, so that something can be done meanwhile."""
-    # By another name: clients of one address share their connections (langchain-openai), each page has an event loop.
-    url = server.url.replace("127.0.0.1", "localhost")
-    page, url = serve_page(url, server.model, tmp_path_factory.mktemp("words"), tokens=96)
+    page, url = serve_page(server.url, server.model, tmp_path_factory.mktemp("words"), tokens=96)
     yield url
     page.close()
 
