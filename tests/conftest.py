@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
 from postgres_server import PostgresServer, postgres_server
 
@@ -53,22 +51,13 @@ def server(small_model: str) -> Iterator[ModelServer]:
 
 @pytest.fixture(scope="session")
 def cramped_server(small_model: str) -> Iterator[ModelServer]:
-    """A server under pressure, compiled, in bfloat16: prompts come in chunks of 128 tokens, and the cache holds 2,560.
-
-    Dynamo traces the model, Inductor's code for it is made only on request: it takes one to three minutes
-    (``SENSECHECK_TEST_INDUCTOR=1``).
-    """
+    """A server under pressure, compiled, in bfloat16: prompts come in chunks of 128 tokens, and the cache holds 2,560."""
     limits = ("--max-num-batched-tokens", "128", "--max-num-seqs", "16", "--block-size", "32",
               "--num-gpu-blocks-override", "80")  # fmt: skip
-    environment = {} if os.environ.get("SENSECHECK_TEST_INDUCTOR") else {"VLLM_CPU_CI_ENV": "1"}
     options = ServerOptions(
-        port=0, max_model_len=_CONTEXT, residual=True, compiled=True, dtype="bfloat16", extra=limits,
-        environment=environment,
-    )  # fmt: skip
+        port=0, max_model_len=_CONTEXT, residual=True, compiled=True, dtype="bfloat16", extra=limits
+    )
     with ModelServer.start(small_model, options) as running:
-        # Without Inductor vLLM does not warm up, and what it traces first it takes for all: a single token would not do.
-        warm_up = {"model": running.model, "prompt": "Several tokens at once.", "max_tokens": 2}
-        httpx.post(f"{running.url}/v1/completions", json=warm_up, timeout=300).raise_for_status()
         yield running
 
 
