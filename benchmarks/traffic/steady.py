@@ -27,8 +27,8 @@ class Pace(NamedTuple):
     """``rate`` requests a second, but ``warm_up_rate`` in the first ``warm_up`` seconds."""
 
     rate: float
-    warm_up: float = 0.0
-    warm_up_rate: float = 1.0
+    warm_up: float
+    warm_up_rate: float
 
     def due(self, number: int) -> float:
         """When request ``number`` is sent, in seconds after request 0."""

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 
@@ -24,26 +23,19 @@ def sensecheck(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
-@dataclass
-class Ended:
-    """How the command ended, and what it wrote."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+def here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
     """The command in this process: importing everything anew takes seconds."""
 
-    def run(*arguments: str) -> Ended:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         monkeypatch.setattr(sys, "argv", ["sensecheck", *arguments])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()
         written = capsys.readouterr()
-        return Ended(int(ended.value.code or 0), written.out, written.err)
+        return subprocess.CompletedProcess(arguments, int(ended.value.code or 0), written.out, written.err)
 
     return run
 

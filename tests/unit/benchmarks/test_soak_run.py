@@ -149,7 +149,7 @@ def test_the_filling_of_caches_is_no_growth():
 def test_requests_come_faster_in_the_warm_up():
     pace = Pace(rate=1.0, warm_up=2.0, warm_up_rate=3.0)
     assert [round(pace.due(number), 2) for number in range(9)] == [0, 0.33, 0.67, 1, 1.33, 1.67, 2, 3, 4]
-    assert [Pace(rate=2.0).due(number) for number in range(3)] == [0, 0.5, 1]
+    assert [Pace(rate=2.0, warm_up=0.0, warm_up_rate=1.0).due(number) for number in range(3)] == [0, 0.5, 1]
 
 
 def test_requests_are_described_by_kind():
