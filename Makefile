@@ -38,9 +38,11 @@ postgres:
 proxy:
 	@command -v haproxy >/dev/null || test -x /usr/sbin/haproxy || { apt-get update -qq && apt-get install -y -qq --no-install-recommends haproxy >/dev/null; }
 
+# In two parts: without vLLM servers on all cores, one thread each; then those with a server, which has the machine to itself.
 test: setup browser postgres proxy  ## run all tests: unit, real model, real server, real browser, real PostgreSQL, real proxy
 	$(BIN)/sensecheck model fetch $(SMALL)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not server" --numprocesses auto --dist loadfile; shared=$$?; \
+	$(BIN)/python -m pytest -m server && exit $$shared
 
 lint: setup       ## style, types, import directions
 	$(BIN)/ruff check .

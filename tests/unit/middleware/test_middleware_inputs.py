@@ -87,7 +87,7 @@ def test_messages_are_passed_on_not_copied(wrap: object) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        None, 3, 1.5, b"bytes", object(), {"a", "set"}, iter(["Hello"]), {}, {"question": "Hello"},
+        None, 3, 1.5, b"bytes", object(), {"a set"}, iter(["Hello"]), {}, {"question": "Hello"},
         {"role": "user", "content": "Hello"}, {"messages": None}, {"messages": {"messages": "Hello"}},
         [None], [1], [("human", "a", "b")], [("wizard", "Hello")], [("human", None)], [{"role": "user"}],
         [{"content": "Hello"}], [{"role": "user", "content": 5}], [{"role": "user", "content": [1]}],
