@@ -59,6 +59,9 @@ def test_replicas_take_over_a_new_catalog_and_restart_for_a_new_dictionary(
             proxy.ready("one")
             eventually(lambda: proxy.up("one"))
             traffic.more()
+        assert fingerprint(second) in check(traffic.answers, notes)
+        with Traffic(proxy.url, inspect(BANKS), inspect(BANKS, domain="river"), again=True) as traffic:
+            traffic.more()
             restart(replicas["two"], other)  # nobody told the proxy
             traffic.more()  # those that had begun
             assert set(check(traffic.more(), notes)) == {fingerprint(other)}
