@@ -120,11 +120,13 @@ def comparisons(results: dict[str, Any]) -> list[dict[str, Any]]:
 def across_models(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One model with notes against another without, on the items that were asked of both; empty for a single model.
 
-    Items are the same when their ids and labels are. ``tuned`` answers where both have them, as in :func:`answers`.
+    Items are the same when their ids and labels are; planted prompts, when their ids are. ``tuned`` answers where both have
+    them, as in :func:`answers`.
     """
     rows = []
-    for (own, with_notes), (other, without) in permutations([(result, _Asked(result)) for result in results], 2):
-        if own["task"] != other["task"] or own["model"] == other["model"]:
+    asked = [view for result in results for view in (_Planted.views(result) if "set" in result else [_Asked(result)])]
+    for with_notes, without in permutations(asked, 2):
+        if with_notes.task != without.task or with_notes.model == without.model:
             continue
         places = {key: place for place, key in enumerate(without.keys)}
         both = [(place, places[key]) for place, key in enumerate(with_notes.keys) if key in places]
@@ -133,15 +135,15 @@ def across_models(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         mine, theirs = (list(side) for side in zip(*both, strict=True))
         tuned = with_notes.tuned and without.tuned
         base = without.right("plain", tuned=tuned)[theirs]
-        for arm in [name for name in own["arms"]["test"] if name in ("plain", *NOTING)]:
+        for arm in [name for name in with_notes.arms if name in ("plain", *NOTING)]:
             right = with_notes.right(arm, tuned=tuned)[mine]
             rows.append(
                 {
-                    "task": own["task"],
-                    "model": own["model"],
+                    "task": with_notes.task,
+                    "model": with_notes.model,
                     "arm": arm,
                     "accuracy": round(float(right.mean()), 4),
-                    "against_plain": other["model"],
+                    "against_plain": without.model,
                     "its_accuracy": round(float(base.mean()), 4),
                     "items": len(both),
                     "difference": round(float((right - base).mean()), 4),
@@ -161,7 +163,9 @@ class _Asked:
     is right by part, and whether answers are ``tuned``: two options, whose border is chosen on the dev part."""
 
     def __init__(self, results: dict[str, Any]) -> None:
+        self.task, self.model = results["task"], results["model"]
         self._arms = results["arms"]
+        self.arms = list(self._arms["test"])
         whole = ~_parts(results)
         split, label = np.array(results["items"]["split"])[whole], np.array(results["items"]["label"])[whole]
         test = np.flatnonzero(whole)[split == "test"]
@@ -178,6 +182,29 @@ class _Asked:
             return np.array(test["right"], dtype=float)
         cut = border(np.array(dev["margin"]), self.first["dev"])
         return ((np.array(test["margin"]) > cut) == self.first["test"]).astype(float)
+
+
+class _Planted:
+    """The same view of the answers about planted prompts of one ``kind``, "" for all; their groups are the concepts."""
+
+    tuned = False
+
+    def __init__(self, results: dict[str, Any], kind: str) -> None:
+        self.task, self.model = f"planted {results['set']} {kind}".rstrip(), results["model"]
+        self._arms = results["arms"]
+        self.arms = list(self._arms)
+        self._own = np.array([kind in ("", own) for own in results["kind"]])
+        self.groups = np.array(results["concept"])[self._own]
+        self.keys = [name for name, own in zip(results["id"], self._own, strict=True) if own]
+
+    @classmethod
+    def views(cls, results: dict[str, Any]) -> list[_Planted]:
+        """All prompts, and each kind by itself: a declared domain tells the product what the model is not told."""
+        return [cls(results, kind) for kind in ("", *dict.fromkeys(results["kind"]))]
+
+    def right(self, arm: str, *, tuned: bool = False) -> NDArray[np.float64]:
+        """1.0 where the arm's answer is right; nothing can be ``tuned``."""
+        return np.array(self._arms[arm]["right"], dtype=float)[self._own]
 
 
 def flags(results: dict[str, Any]) -> list[dict[str, Any]]:

@@ -78,7 +78,7 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]
         "readings": [row for result in results for row in readings(result)],
         "answers": [row for result in asked for row in answers(result)],
         "comparisons": [row for result in asked for row in comparisons(result)],
-        "models": across_models(asked),
+        "models": across_models([*asked, *(result for result in planted if "arms" in result)]),
         "wordings": [
             {**own, "wording": name, "chosen": name == result["wording"], **row}
             for own, result in zip(about, asked, strict=True)

@@ -130,6 +130,15 @@ def test_flags_are_counted_by_kind_and_false_ones_cost_precision() -> None:
     assert rows["planted"]["precision"] == 0.5
 
 
+def test_models_are_compared_on_planted_prompts_too_all_and_by_kind() -> None:
+    large = {**planted(), "model": "large", "id": list("abcdex")}
+    rows = {(row["task"], row["model"], row["arm"]): row for row in across_models([planted(), large])}
+    whole = rows["planted test", "m", "flagged"]
+    assert (whole["items"], whole["accuracy"], whole["its_accuracy"]) == (5, 0.8, 0.6)
+    assert rows["planted test domain", "m", "flagged"]["difference"] == pytest.approx(1 / 3, abs=1e-4)
+    assert rows["planted test plain", "large", "plain"]["items"] == 2
+
+
 def test_failures_are_compared_where_flagged_and_elsewhere() -> None:
     plain, flagged, planted_plain, _ = failures(planted())
     assert planted_plain["right_elsewhere"] == 0.5
