@@ -13,6 +13,8 @@ from sae_runtime.detector import Inspector
 from sae_runtime.models.manifest import SMALL_MODEL
 from sae_runtime.serving import ModelServer, ServerOptions
 
+pytest.register_assert_rewrite("asking")  # its assertions say what differs, as those in test modules do
+
 _CONTEXT = 2048
 
 

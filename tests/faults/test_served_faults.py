@@ -2,7 +2,7 @@
 
 Real HTTP servers with the product's routes on a tiny model; the same with vLLM is in
 tests/integration/test_vllm_replicas.py. Everything that a server can do wrong on the wire is in
-tests/unit/middleware/test_faults.py.
+tests/unit/middleware/test_server_faults.py.
 """
 
 from __future__ import annotations
