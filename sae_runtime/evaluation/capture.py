@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -71,18 +72,26 @@ def captured(
 def _capture(
     items: Sequence[Item], engine: TransformersEngine, encoder: ChatEncoder, sae: SAE
 ) -> dict[str, torch.Tensor]:
-    chats = [encoder.encode([{"role": "user", "content": item.prompt}], limit=engine.context_length) for item in items]
+    same: dict[str, list[int]] = {}  # several items may ask about one prompt, which is then read once
+    for i, item in enumerate(items):
+        same.setdefault(item.prompt, []).append(i)
+    chats = {
+        prompt: encoder.encode([{"role": "user", "content": prompt}], limit=engine.context_length) for prompt in same
+    }
     spots, width = [*dict.fromkeys(spot for item in items for spot in item.spots), LAST], _width(sae)
     dense = {spot: torch.zeros(len(items), engine.d_model, dtype=torch.float16) for spot in spots}
     sparse: dict[str, dict[int, tuple[torch.Tensor, torch.Tensor]]] = {spot: {} for spot in spots}
-    order = sorted(range(len(items)), key=lambda i: len(chats[i].token_ids))
-    with progress("reading", len(items)) as advance:
+    # Longest first: what a prompt needs fits where the one before it lay. The other way round the heap grew to 18 GB.
+    order = sorted(same, key=lambda prompt: len(chats[prompt].token_ids), reverse=True)
+    with progress("reading", len(order)) as advance:
         for first in range(0, len(order), _TOGETHER):
             batch = order[first : first + _TOGETHER]
-            for i, residual in zip(batch, engine.residual([chats[i].token_ids for i in batch]), strict=True):
+            for prompt, residual in zip(
+                batch, engine.residual([chats[prompt].token_ids for prompt in batch]), strict=True
+            ):
                 features = encode_prompt(sae, residual)
-                for spot in spots:
-                    tokens = _tokens(chats[i], items[i], spot)
+                for i, spot in product(same[prompt], spots):
+                    tokens = _tokens(chats[prompt], items[i], spot)
                     kept = [t for t in tokens if features.content[t]]
                     if kept:
                         # Huge dimensions of the stream overflow half precision; a quarter of them does not.
@@ -91,9 +100,15 @@ def _capture(
                     columns = pooled.nonzero()[:, 0]
                     sparse[spot][i] = columns.int(), pooled[columns].half()
             advance(len(batch))
+    return _packed(dense, sparse, len(items))
+
+
+def _packed(
+    dense: dict[str, torch.Tensor], sparse: dict[str, dict[int, tuple[torch.Tensor, torch.Tensor]]], count: int
+) -> dict[str, torch.Tensor]:
     packed: dict[str, torch.Tensor] = {}
-    for spot in spots:
-        rows = [sparse[spot][i] for i in range(len(items))]
+    for spot in dense:
+        rows = [sparse[spot][i] for i in range(count)]
         packed |= {
             f"dense.{spot}": dense[spot],
             f"columns.{spot}": torch.cat([columns for columns, _ in rows]),
