@@ -13,7 +13,8 @@ from sae_runtime.detector import Inspector
 from sae_runtime.models.manifest import SMALL_MODEL
 from sae_runtime.serving import ModelServer, ServerOptions
 
-pytest.register_assert_rewrite("asking")  # its assertions say what differs, as those in test modules do
+# Their assertions say what differs, as those in test modules do.
+pytest.register_assert_rewrite("asking", "faults", "haproxy", "rolling", "scripted_server", "small_replica")
 
 _CONTEXT = 2048
 

@@ -32,9 +32,9 @@ class FaultyServer(ThreadingHTTPServer):
     daemon_threads = False  # closing the server waits for its threads
 
     def __init__(self, good: bytes) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        self.plan: list[Callable[[_Handler], None]] = [fine]
+        self.plan: list[Callable[[Handler], None]] = [fine]
         self.good = good
         self.asked: list[str] = []
         self.health: Any = {"status": "ok", "fingerprints": FINGERPRINTS}
@@ -59,7 +59,7 @@ class FaultyServer(ThreadingHTTPServer):
         """Say nothing: clients that give up are what these tests are about."""
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     server: FaultyServer
     protocol_version = "HTTP/1.1"
     last = ""
@@ -96,25 +96,25 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def fine(handler: _Handler) -> None:
+def fine(handler: Handler) -> None:
     handler.answer(200, handler.server.good)
 
 
-def body(content: bytes) -> Callable[[_Handler], None]:
+def body(content: bytes) -> Callable[[Handler], None]:
     """A success with another body."""
     return lambda handler: handler.answer(200, content)
 
 
-def refusal(status: int, content: bytes = b'{"error": {"message": "No."}}') -> Callable[[_Handler], None]:
+def refusal(status: int, content: bytes = b'{"error": {"message": "No."}}') -> Callable[[Handler], None]:
     return lambda handler: handler.answer(status, content)
 
 
-def held(handler: _Handler) -> None:
+def held(handler: Handler) -> None:
     handler.server.ended.wait(PATIENCE)
     handler.close_connection = True
 
 
-def trickling(handler: _Handler) -> None:
+def trickling(handler: Handler) -> None:
     """A byte every 20 ms: no gap is long, the whole takes many seconds."""
     handler.send_response(200)
     handler.send_header("Content-Length", str(len(handler.server.good)))
@@ -125,7 +125,7 @@ def trickling(handler: _Handler) -> None:
             return
 
 
-def trickling_head(handler: _Handler) -> None:
+def trickling_head(handler: Handler) -> None:
     """The same with the head of the answer, which then ends."""
     handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
     for number in range(25):
@@ -134,33 +134,33 @@ def trickling_head(handler: _Handler) -> None:
     handler.wfile.write(f"Content-Length: {len(handler.server.good)}\r\n\r\n".encode() + handler.server.good)
 
 
-def reset_in_the_body(handler: _Handler) -> None:
+def reset_in_the_body(handler: Handler) -> None:
     good = handler.server.good
     handler.answer(200, good[: len(good) // 2], said=len(good))
     handler.wfile.flush()
     handler.reset()
 
 
-def ended_in_the_body(handler: _Handler) -> None:
+def ended_in_the_body(handler: Handler) -> None:
     good = handler.server.good
     handler.answer(200, good[: len(good) // 2], said=len(good))
     handler.close_connection = True
 
 
-def closed_before_the_answer(handler: _Handler) -> None:
+def closed_before_the_answer(handler: Handler) -> None:
     handler.close_connection = True
 
 
-def reset_before_the_answer(handler: _Handler) -> None:
+def reset_before_the_answer(handler: Handler) -> None:
     handler.reset()
 
 
-def no_http(handler: _Handler) -> None:
+def no_http(handler: Handler) -> None:
     handler.wfile.write(b"SSH-2.0-OpenSSH_9.6\r\n")
     handler.close_connection = True
 
 
-def wrongly_packed(handler: _Handler) -> None:
+def wrongly_packed(handler: Handler) -> None:
     handler.send_response(200)
     handler.send_header("Content-Encoding", "gzip")
     handler.send_header("Content-Length", str(len(handler.server.good)))
@@ -168,10 +168,10 @@ def wrongly_packed(handler: _Handler) -> None:
     handler.wfile.write(handler.server.good)
 
 
-def by_text(faults: dict[str, Callable[[_Handler], None]]) -> Callable[[_Handler], None]:
+def by_text(faults: dict[str, Callable[[Handler], None]]) -> Callable[[Handler], None]:
     """The fault whose name is in the prompt; none where there is no such name."""
 
-    def chosen(handler: _Handler) -> None:
+    def chosen(handler: Handler) -> None:
         next((fault for name, fault in faults.items() if name in handler.last), fine)(handler)
 
     return chosen

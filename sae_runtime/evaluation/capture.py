@@ -100,15 +100,15 @@ def _capture(
                     columns = pooled.nonzero()[:, 0]
                     sparse[spot][i] = columns.int(), pooled[columns].half()
             advance(len(batch))
-    return _packed(dense, sparse, len(items))
+    return _packed(dense, sparse)
 
 
 def _packed(
-    dense: dict[str, torch.Tensor], sparse: dict[str, dict[int, tuple[torch.Tensor, torch.Tensor]]], count: int
+    dense: dict[str, torch.Tensor], sparse: dict[str, dict[int, tuple[torch.Tensor, torch.Tensor]]]
 ) -> dict[str, torch.Tensor]:
     packed: dict[str, torch.Tensor] = {}
     for spot in dense:
-        rows = [sparse[spot][i] for i in range(count)]
+        rows = [row for _, row in sorted(sparse[spot].items())]
         packed |= {
             f"dense.{spot}": dense[spot],
             f"columns.{spot}": torch.cat([columns for columns, _ in rows]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,43 +25,45 @@ ITEMS = [
 ]
 
 
-class Reading:
-    """The parts of a run that read, and the lengths of the prompts that were read, in order."""
+class Counting(TransformersEngine):
+    """Keeps the lengths of the prompts that it reads, in order."""
 
-    def __init__(self, folder: Path) -> None:
-        self.model = make_model(folder / "llama", "llama")
-        self.sae = load_sae(make_artefacts(folder / "artefacts", self.model))
+    def __init__(self, model: Path) -> None:
+        super().__init__(model, LAYER)
         self.lengths: list[int] = []
 
-    def __call__(self, items: Sequence[Item], cache: Path, monkeypatch: pytest.MonkeyPatch) -> Captured:
-        engine = TransformersEngine(self.model, LAYER)
-        reads = engine.residual
+    def residual(self, sequences: list[list[int]]) -> list[Tensor]:
+        self.lengths += map(len, sequences)
+        return super().residual(sequences)
 
-        def residual(prompts: Sequence[list[int]]) -> list[Tensor]:
-            self.lengths += map(len, prompts)
-            return list(reads(prompts))
 
-        monkeypatch.setattr(engine, "residual", residual)
-        found = captured(items, engine, ChatEncoder(self.model), self.sae, "key", cache)
-        engine.close()
-        return found
+class Reading:
+    """The parts of a run that read."""
+
+    def __init__(self, folder: Path) -> None:
+        model = make_model(folder / "llama", "llama")
+        self.engine = Counting(model)
+        self._encoder, self._sae = ChatEncoder(model), load_sae(make_artefacts(folder / "artefacts", model))
+
+    def __call__(self, items: Sequence[Item], cache: Path) -> Captured:
+        self.engine.lengths.clear()
+        return captured(items, self.engine, self._encoder, self._sae, "key", cache)
 
 
 @pytest.fixture(scope="module")
-def reading(tmp_path_factory: pytest.TempPathFactory) -> Reading:
-    return Reading(tmp_path_factory.mktemp("reading"))
+def reading(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reading]:
+    reading = Reading(tmp_path_factory.mktemp("reading"))
+    yield reading
+    reading.engine.close()
 
 
-def test_items_with_one_prompt_share_its_reading_and_keep_their_spots(
-    reading: Reading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reading.lengths.clear()
-    together = reading(ITEMS, tmp_path / "all", monkeypatch)
-    assert len(reading.lengths) == 2
-    assert reading.lengths == sorted(reading.lengths, reverse=True)
+def test_items_with_one_prompt_share_its_reading_and_keep_their_spots(reading: Reading, tmp_path: Path) -> None:
+    together = reading(ITEMS, tmp_path / "all")
+    assert len(reading.engine.lengths) == 2
+    assert reading.engine.lengths == sorted(reading.engine.lengths, reverse=True)
     assert set(together.spots) == {"word", "before", LAST}
     for place, item in enumerate(ITEMS):
-        alone = reading([item], tmp_path / item.id, monkeypatch)
+        alone = reading([item], tmp_path / item.id)
         for spot in alone.spots:
             np.testing.assert_allclose(together.dense[spot][place], alone.dense[spot][0], rtol=0.01, atol=0.01)
             np.testing.assert_allclose(
@@ -72,9 +74,8 @@ def test_items_with_one_prompt_share_its_reading_and_keep_their_spots(
     assert not together.dense["before"][:2].any()
 
 
-def test_what_was_read_is_kept(reading: Reading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = reading(ITEMS, tmp_path, monkeypatch)
-    reading.lengths.clear()
-    again = reading(ITEMS, tmp_path, monkeypatch)
-    assert not reading.lengths
+def test_what_was_read_is_kept(reading: Reading, tmp_path: Path) -> None:
+    first = reading(ITEMS, tmp_path)
+    again = reading(ITEMS, tmp_path)
+    assert not reading.engine.lengths
     np.testing.assert_array_equal(first.dense["word"], again.dense["word"])

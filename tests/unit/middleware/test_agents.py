@@ -99,16 +99,6 @@ def turn(text: str = TEXT) -> dict[str, Any]:
 
 
 @pytest.fixture
-def fake() -> FakeInspector:
-    return FakeInspector({"bank": "River."})
-
-
-@pytest.fixture
-def annotator(fake: FakeInspector) -> SAEAnnotator:
-    return SAEAnnotator(source=fake)
-
-
-@pytest.fixture
 def asked() -> list[str]:
     """What the tool was asked."""
     return []

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from asking import NOTED, TEXT, Recorder, annotated_by, chain_of
-from faulty_server import PATIENCE, SHORT, FaultyServer, _Handler, body, by_text, fine, held, refusal
+from faulty_server import PATIENCE, SHORT, FaultyServer, Handler, body, by_text, fine, held, refusal
 from langchain_core.messages import HumanMessage
 
 from middleware import InspectionRequest, ServerSource, Stats
@@ -19,7 +19,7 @@ from sae_runtime.errors import InspectionTimeout
 
 Call = Callable[..., Any]
 
-FAULT_BY_NAME: dict[str, Callable[[_Handler], None]] = {
+FAULT_BY_NAME: dict[str, Callable[[Handler], None]] = {
     "broken": refusal(500),
     "slow": held,
     "refused": refusal(422),

@@ -70,11 +70,6 @@ def fake() -> FakeInspector:
 
 
 @pytest.fixture
-def annotator(fake: FakeInspector) -> SAEAnnotator:
-    return SAEAnnotator(source=fake)
-
-
-@pytest.fixture
 def listener() -> Listener:
     return Listener()
 

@@ -18,7 +18,7 @@ from faulty_server import (
     PATIENCE,
     SHORT,
     FaultyServer,
-    _Handler,
+    Handler,
     body,
     closed_before_the_answer,
     ended_in_the_body,
@@ -111,7 +111,7 @@ def test_what_is_sent_beyond_the_limit_is_not_read(
 ) -> None:
     monkeypatch.setattr("middleware.sources.server._MAX_ANSWER", 1000)
 
-    def endless(handler: _Handler) -> None:
+    def endless(handler: Handler) -> None:
         handler.answer(200, b" " * 2000, said=10**12)
         held(handler)
 
