@@ -32,7 +32,7 @@ class Captured:
     Attributes:
         features: by spot, sparse ``[items, d_sae]``, mean over the spot's tokens of ``sqrt(activation)``.
         dense: by spot, float32 ``[items, d_model]``, mean residual stream.
-
+        decoder: float32 ``[d_sae, d_model]``, the dictionary's directions by latent; zeros for those that it does not hold.
         key: of prompts, spots, dictionary and layer; "" when it was not kept.
 
     Items without a spot have zeros there.
@@ -40,6 +40,7 @@ class Captured:
 
     features: dict[str, csr_array]
     dense: dict[str, NDArray[np.float32]]
+    decoder: NDArray[np.float32] | None = None
     key: str = ""
 
     @property
@@ -51,7 +52,8 @@ class Captured:
         """What was read of the items ``rows``, at the spots where they were read."""
         at = list(rows)
         spots = [spot for spot in self.dense if self.dense[spot][at].any()]
-        return Captured({s: self.features[s][at] for s in spots}, {s: self.dense[s][at] for s in spots}, self.key)
+        features = {spot: self.features[spot][at] for spot in spots}
+        return replace(self, features=features, dense={spot: self.dense[spot][at] for spot in spots})
 
 
 def captured(
@@ -66,7 +68,8 @@ def captured(
     path = cache / f"captured-{key}.safetensors"
     if not path.exists():
         write_tensors(path, _capture(items, engine, encoder, sae))
-    return _contrasted(replace(_unpacked(read_tensors(path), len(items), _width(sae)), key=key))
+    read = _unpacked(read_tensors(path), len(items), _width(sae))
+    return _contrasted(replace(read, decoder=_decoder(sae), key=key))
 
 
 def _capture(
@@ -123,6 +126,12 @@ def _width(sae: SAE) -> int:
     return max(sae.latents) + 1
 
 
+def _decoder(sae: SAE) -> NDArray[np.float32]:
+    directions = np.zeros((_width(sae), sae.d_in), dtype=np.float32)
+    directions[sae.latents] = sae.weights["W_dec"].float().numpy()
+    return directions
+
+
 def _tokens(chat: EncodedChat, item: Item, spot: str) -> range:
     if spot == LAST:
         return range(len(chat.token_ids) - 1, len(chat.token_ids))
@@ -147,4 +156,5 @@ def _contrasted(read: Captured) -> Captured:
         return read
     one, two = read.features["first"], read.features["second"]
     gap = np.abs(read.dense["first"] - read.dense["second"])
-    return Captured({**read.features, CONTRAST: csr_array(abs(one - two))}, {**read.dense, CONTRAST: gap}, read.key)
+    features = {**read.features, CONTRAST: csr_array(abs(one - two))}
+    return replace(read, features=features, dense={**read.dense, CONTRAST: gap})

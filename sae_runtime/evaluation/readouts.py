@@ -1,9 +1,12 @@
 """Reading labels from what was captured: SAE features, and the controls that read the residual stream itself.
 
-``sae``: logistic regression on the features with the best F statistics, as signatures are. ``dense``: logistic
-regression on the standardised residual stream, the strongest simple probe. ``diffmean``: distance to the class means
-(Wu et al. 2025, AxBench). All are fitted on the fit part only; spot, size and penalty are chosen there by cross-validation over
-groups, whose out-of-fold scores also give the temperature (Guo et al. 2017).
+``sae``: logistic regression on the features, in two forms. *sparse*: on those with the best F statistics, as signatures are.
+*decoded*: on the features times the decoder, so that features with like directions share a weight, which few labelled items
+could not give each of them; still linear in the features (``f @ W_dec @ w``). ``dense``: logistic regression on the standardised
+residual stream, the strongest simple probe. ``diffmean``: distance to the class means (Wu et al. 2025, AxBench).
+
+All are fitted on the fit part only. There cross-validation over groups chooses spot, size and penalty, and whether to take the mean of
+both forms, or of all spots (a late fusion: Kittler et al. 1998); its out-of-fold scores also give the temperature (Guo et al. 2017).
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import hstack
+from scipy.sparse import hstack, issparse
 from scipy.special import softmax
 from sklearn.feature_selection import SelectKBest, f_classif
 from sklearn.linear_model import LogisticRegression
@@ -35,8 +38,9 @@ Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
 KINDS = ("sae", "dense", "diffmean")
 TOGETHER = "together"  # all spots side by side
+FUSED = "fused"  # each spot by itself, then the mean of what they say
 _FOLDS = 5
-_VERSION = 1  # of the kept readings; changes with what readouts do
+_VERSION = 2  # of the kept readings; changes with what readouts do
 
 
 @dataclass(frozen=True)
@@ -86,29 +90,20 @@ def read_labels(kind: str, read: Captured, data: Labelled, *, cross_fitted: bool
         cross_fitted: read each item with a readout that was also fitted on the dev and test items of other groups.
     """
     base = data.fit | data.dev if cross_fitted else data.fit
-    best: tuple[float, str, str, Callable[[], Pipeline], Array] | None = None
-    for spot, x in _inputs(kind, read).items():
-        for setting, make in _settings(kind):
-            scores = _out_of_fold(make, x, data, base)
-            likelihood = _likelihood(scores, data, base)
-            if best is None or likelihood > best[0] + 1e-9:
-                best = (likelihood, spot, setting, make, scores)
-    assert best is not None  # noqa: S101 (there is at least one spot)
-    _, spot, setting, make, scores = best
-    x = _inputs(kind, read)[spot]
+    members, scores = _likeliest(_candidates(kind, read, data, base), data, base)
     judged = base
     if cross_fitted:
         own, judged = ~data.fit, data.dev
-        scores = _out_of_fold(make, x, data, own, always=data.fit)
-    else:
-        unseen = ~data.fit
-        if unseen.any():
-            model = _fitted(make, x, data, np.flatnonzero(data.fit))
-            scores[unseen] = _scores(model, x[np.flatnonzero(unseen)], data.count)
+        scores = _mean(members, [_out_of_fold(m.make, m.x, data, own, always=data.fit) for m in members])
+    elif (unseen := np.flatnonzero(~data.fit)).size:
+        fitted = [_fitted(m.make, m.x, data, np.flatnonzero(data.fit)) for m in members]
+        scores[unseen] = _mean(
+            members, [_scores(f, m.x[unseen], data.count) for m, f in zip(members, fitted, strict=True)]
+        )
     return ReadLabels(
         probabilities=softmax(scores * temperature(scores[judged], data.labels[judged]), axis=1),
-        spot=spot,
-        setting=setting,
+        spot=FUSED if len({member.spot for member in members}) > 1 else members[0].spot,
+        setting="; ".join(dict.fromkeys(member.setting for member in members)),
         fit_accuracy=float((scores[judged].argmax(1) == data.labels[judged]).mean()),
     )
 
@@ -132,13 +127,62 @@ def read_labels_once(
     return found
 
 
-def _inputs(kind: str, read: Captured) -> dict[str, Any]:
-    """What is read at each spot, and at all of them side by side."""
-    single: dict[str, Any] = dict(read.features if kind == "sae" else read.dense)
-    if len(single) < 2:
-        return single
-    parts = list(single.values())
-    return {**single, TOGETHER: hstack(parts, format="csr") if kind == "sae" else np.concatenate(parts, axis=1)}
+@dataclass(frozen=True)
+class _Candidate:
+    """The best setting of one form of input at one spot; its out-of-fold ``scores`` ``[items, labels]`` are calibrated by
+    ``factor`` already."""
+
+    spot: str
+    setting: str
+    make: Callable[[], Pipeline]
+    x: Any
+    scores: Array
+    factor: float
+
+
+def _candidates(kind: str, read: Captured, data: Labelled, base: NDArray[np.bool_]) -> list[_Candidate]:
+    found = []
+    for form, spots in _inputs(kind, read).items():
+        for spot, x in spots.items():
+            tried = [(_out_of_fold(make, x, data, base), name, make) for name, make in _settings(form)]
+            scores, name, make = max(tried, key=lambda one: _likelihood(one[0], data, base))
+            factor = temperature(scores[base], data.labels[base])
+            found.append(_Candidate(spot, name, make, x, scores * factor, factor))
+    return found
+
+
+def _likeliest(candidates: list[_Candidate], data: Labelled, base: NDArray[np.bool_]) -> tuple[list[_Candidate], Array]:
+    """The candidates whose mean scores make the labels likeliest, and those scores: one alone, both forms of a spot, or all single
+    spots. The simplest of equals."""
+    by_spot: dict[str, list[_Candidate]] = {}
+    for candidate in candidates:
+        by_spot.setdefault(candidate.spot, []).append(candidate)
+    single = [candidate for candidate in candidates if candidate.spot != TOGETHER]
+    teams = [*([candidate] for candidate in candidates), *by_spot.values(), single]
+    means = [np.mean([member.scores for member in team], axis=0) for team in teams]
+    best = max(range(len(teams)), key=lambda i: (round(_likelihood(means[i], data, base), 9), -len(teams[i])))
+    return teams[best], means[best]
+
+
+def _mean(members: list[_Candidate], scores: list[Array]) -> Array:
+    return np.mean([own * member.factor for member, own in zip(members, scores, strict=True)], axis=0)
+
+
+def _inputs(kind: str, read: Captured) -> dict[str, dict[str, Any]]:
+    """By form, what is read at each spot, and at all of them side by side."""
+    if kind != "sae":
+        return {kind: _with_together(dict(read.dense))}
+    forms = {"sparse": _with_together(dict(read.features))}
+    if read.decoder is not None:
+        forms["decoded"] = _with_together({spot: x @ read.decoder for spot, x in read.features.items()})
+    return forms
+
+
+def _with_together(spots: dict[str, Any]) -> dict[str, Any]:
+    if len(spots) < 2:
+        return spots
+    parts = list(spots.values())
+    return {**spots, TOGETHER: hstack(parts, format="csr") if issparse(parts[0]) else np.concatenate(parts, axis=1)}
 
 
 def _likelihood(scores: Array, data: Labelled, rows: NDArray[np.bool_]) -> float:
@@ -155,8 +199,8 @@ def _fitted(make: Callable[[], Pipeline], x: Any, data: Labelled, rows: NDArray[
     return model.fit(x[rows], data.labels[rows], **weights)
 
 
-def _settings(kind: str) -> Iterator[tuple[str, Callable[[], Pipeline]]]:
-    if kind == "sae":
+def _settings(form: str) -> Iterator[tuple[str, Callable[[], Pipeline]]]:
+    if form == "sparse":
         for size, penalty in product((48, 512, 4096), (0.3, 1.0)):
             yield (
                 f"{size} features, C={penalty}",
@@ -164,10 +208,10 @@ def _settings(kind: str) -> Iterator[tuple[str, Callable[[], Pipeline]]]:
                     _Best(_f_statistic, k=size), MaxAbsScaler(), LogisticRegression(C=penalty, max_iter=1000)
                 ),
             )
-    elif kind == "dense":
-        for penalty in (1e-4, 1e-3, 1e-2):
+    elif form in ("decoded", "dense"):
+        for penalty in (1e-4, 1e-3, 1e-2, 1e-1):
             yield (
-                f"C={penalty}",
+                f"{form}, C={penalty}",
                 lambda penalty=penalty: make_pipeline(  # type: ignore[misc]
                     StandardScaler(), LogisticRegression(C=penalty, max_iter=1000)
                 ),
@@ -179,7 +223,7 @@ def _settings(kind: str) -> Iterator[tuple[str, Callable[[], Pipeline]]]:
 def _f_statistic(x: Any, labels: Labels) -> Array:
     """F statistic of each feature; those that never fire get none."""
     with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Features .* are constant")
+        warnings.filterwarnings("ignore", message="(?s)Features .* are constant")
         return np.nan_to_num(f_classif(x, labels)[0], nan=-1.0)
 
 

@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 
 from sae_runtime.evaluation import readouts
 from sae_runtime.evaluation.capture import Captured
-from sae_runtime.evaluation.readouts import KINDS, TOGETHER, Labelled, read_labels, read_labels_once
+from sae_runtime.evaluation.readouts import FUSED, KINDS, TOGETHER, Labelled, read_labels, read_labels_once
 
 ITEMS, WIDTH = 240, 60
 
@@ -39,7 +39,7 @@ def test_what_is_told_is_read_on_unseen_items(kind: str, cross_fitted: bool) -> 
     found = read_labels(kind, read, data, cross_fitted=cross_fitted)
     test = ~data.fit & ~data.dev
     assert (found.probabilities.argmax(1) == data.labels)[test].mean() > (0.75 if kind == "diffmean" else 0.95)
-    assert found.spot in ("after", TOGETHER)
+    assert found.spot in ("after", TOGETHER, FUSED)
     np.testing.assert_allclose(found.probabilities.sum(1), 1)
 
 
@@ -55,6 +55,35 @@ def test_labels_of_one_group_do_not_leak_into_its_own_reading(cross_fitted: bool
     found = read_labels("dense", read, data, cross_fitted=cross_fitted)
     test = ~data.fit & ~data.dev
     assert (found.probabilities.argmax(1) == labels)[test].mean() <= 0.7
+
+
+def test_features_that_share_a_direction_are_read_together() -> None:
+    """Each label has thirty latents, one of which fires: too rarely for a weight of its own, but their directions are alike."""
+    read, data = made(told=False)
+    rng = np.random.default_rng(1)
+    x = np.zeros((ITEMS, WIDTH))
+    x[np.arange(ITEMS), 30 * data.labels + rng.integers(0, 30, ITEMS)] = 1
+    decoder = rng.normal(size=(WIDTH, 8)).astype(np.float32) * 0.1
+    decoder[:30, 0], decoder[30:, 1] = 1, 1
+    few = replace(data, fit=data.fit & (np.arange(ITEMS) % 5 == 0))
+    alone = replace(read, features={"after": csr_array(x)})
+    by_form = [read_labels("sae", r, few) for r in (alone, replace(alone, decoder=decoder))]
+    accuracy = [(f.probabilities.argmax(1) == data.labels)[~data.fit].mean() for f in by_form]
+    assert accuracy[0] < 0.8 < 0.97 < accuracy[1]
+    assert "decoded" in by_form[1].setting
+
+
+def test_spots_that_know_a_little_each_are_read_by_themselves_and_fused() -> None:
+    """Six spots with a hint each, and one with so many idle dimensions that they drown the hints when all stand side by side."""
+    rng = np.random.default_rng(2)
+    _, data = made(told=False)
+    dense = {f"s{n}": rng.normal(data.labels[:, None], size=(ITEMS, 1)).astype(np.float32) for n in range(6)}
+    dense["idle"] = rng.normal(size=(ITEMS, 300)).astype(np.float32)
+    fused = read_labels("dense", Captured({}, dense), data)
+    alone = read_labels("dense", Captured({}, {"s0": dense["s0"]}), data)
+    assert fused.spot == FUSED
+    accuracy = [(f.probabilities.argmax(1) == data.labels)[~data.fit].mean() for f in (alone, fused)]
+    assert accuracy[0] + 0.1 < accuracy[1]
 
 
 def test_a_label_that_the_fit_never_met_is_least_likely() -> None:
