@@ -65,7 +65,7 @@ def answers(results: dict[str, Any]) -> list[dict[str, Any]]:
 
     ``accuracy``: contextually calibrated for choices. ``tuned``: two options, border chosen on the dev part for each
     arm. ``harm``: share of items that are right without notes and wrong with them; ``lift`` and its interval belong to
-    ``tuned`` where there is one, else to ``accuracy``.
+    ``tuned`` where there is one, else to ``accuracy``; where there is one, ``calibrated_lift`` is that of ``accuracy``.
     """
     if "arms" not in results:
         return []
@@ -74,6 +74,7 @@ def answers(results: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for name, arm in results["arms"]["test"].items():
         right = asked.right(name)
+        calibrated = asked.right(name, tuned=False) - asked.right("plain", tuned=False) if asked.tuned else None
         area = auc(np.array(arm["margin"]), asked.first["test"]) if asked.tuned else None
         rows.append(
             {
@@ -89,6 +90,8 @@ def answers(results: dict[str, Any]) -> list[dict[str, Any]]:
                 "lift": round(float((right - plain).mean()), 4),
                 "interval": interval(right - plain, asked.groups),
                 "harm": round(float((plain > right).mean()), 4),
+                "calibrated_lift": None if calibrated is None else round(float(calibrated.mean()), 4),
+                "calibrated_interval": None if calibrated is None else interval(calibrated, asked.groups),
             }
         )
     return rows

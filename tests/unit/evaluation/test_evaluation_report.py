@@ -89,6 +89,9 @@ def test_lift_and_harm_are_paired_with_the_plain_answers() -> None:
     assert flagged["lift"] == pytest.approx(0.45)
     assert flagged["interval"][0] < 0.45 < flagged["interval"][1]
     assert flagged["harm"] == pytest.approx(1 / 20)
+    assert flagged["calibrated_lift"] == pytest.approx(flagged["accuracy"] - plain["accuracy"])
+    low, high = flagged["calibrated_interval"]
+    assert low < flagged["calibrated_lift"] < high
     assert comparisons(results())[0]["difference"] == pytest.approx(0.45)
     assert readings(results())[0]["calibration_error"] == pytest.approx(0.1)
 
