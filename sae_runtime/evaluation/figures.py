@@ -70,11 +70,11 @@ def answers(results: dict[str, Any]) -> list[dict[str, Any]]:
     if "arms" not in results:
         return []
     asked = _Asked(results)
-    plain = asked.right("plain")
+    plain, plain_calibrated = asked.right("plain"), asked.right("plain", tuned=False)
     rows = []
     for name, arm in results["arms"]["test"].items():
         right = asked.right(name)
-        calibrated = asked.right(name, tuned=False) - asked.right("plain", tuned=False) if asked.tuned else None
+        calibrated = asked.right(name, tuned=False) - plain_calibrated if asked.tuned else None
         area = auc(np.array(arm["margin"]), asked.first["test"]) if asked.tuned else None
         rows.append(
             {

@@ -159,9 +159,10 @@ def _likeliest(candidates: list[_Candidate], data: Labelled, base: NDArray[np.bo
         by_spot.setdefault(candidate.spot, []).append(candidate)
     single = [candidate for candidate in candidates if candidate.spot != TOGETHER]
     teams = [*([candidate] for candidate in candidates), *by_spot.values(), single]
-    means = [np.mean([member.scores for member in team], axis=0) for team in teams]
-    best = max(range(len(teams)), key=lambda i: (round(_likelihood(means[i], data, base), 9), -len(teams[i])))
-    return teams[best], means[best]
+    means = [(team, np.mean([member.scores for member in team], axis=0)) for team in teams]
+    return max(
+        means, key=lambda one: round(_likelihood(one[1], data, base), 9)
+    )  # the first of equals: simple teams come first
 
 
 def _mean(members: list[_Candidate], scores: list[Array]) -> Array:
