@@ -74,7 +74,7 @@ class ConceptConfig(Strict):
     """How signatures are fitted to the labelled contexts."""
 
     packs: list[str] = ["homographs", "arithmetic", "figurative"]  # noqa: RUF012 (pydantic copies it)
-    # Cross-validated accuracy on the fit contexts of the small model's dictionary: 0.876 at 48 features, 0.884 at 128.
+    # Cross-validated accuracy on the fit contexts, small model, shipped dictionary: 0.910 at 128 features, 0.913 at 256 and 512.
     max_features: int = 128
     min_correlation: float = 0.5
     """Of the latents that signatures may use: with a latent of a second training run, on unseen text."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from sae_runtime.build.stages import Stage, read_tensors, stage_key, write_tensors
-from sae_runtime.build.train import load_trained
 from sae_runtime.build.workers import Workers, complete
 from sae_runtime.catalog.packs import ConceptPack
 from sae_runtime.detector.sites import SITES, site_tokens
@@ -20,13 +19,16 @@ from sae_runtime.engines.features import encode_prompt
 from sae_runtime.engines.transformers import TransformersEngine
 from sae_runtime.sae import SAE
 
+Packs = Mapping[str, Sequence[ConceptPack]]
+"""Concept packs by name."""
+
 
 @dataclass(frozen=True)
 class ContextFeatures:
     """Pooled features of one concept's contexts.
 
     Attributes:
-        sites: by site, float32 ``[contexts, d_sae]``.
+        sites: by site, float32 ``[contexts, width]``, a column per latent (see :attr:`~sae_runtime.sae.SAE.width`).
         dense: by site, the pooled residual, float32 ``[contexts, d_model]`` (the baseline of dense probes).
         labels: sense number per context, int64 ``[contexts]``.
         held_out: bool ``[contexts]``.
@@ -38,11 +40,11 @@ class ContextFeatures:
     held_out: Tensor
 
 
-def contexts_key(train_key: str, packs: dict[str, list[ConceptPack]]) -> str:
-    """Changes with the dictionary and with the labelled texts."""
+def contexts_key(dictionary: str, packs: Packs) -> str:
+    """Changes with the ``dictionary`` (a key of it and of its model) and with the labelled texts."""
     concepts = [concept for group in packs.values() for concept in group]
     texts = [[c.concept, s.contexts, s.held_out] for c in concepts for s in c.senses.values()]
-    return stage_key(train_key, texts, SITES)
+    return stage_key(dictionary, texts, SITES)
 
 
 @dataclass(frozen=True)
@@ -56,23 +58,23 @@ class ConceptTask:
 
 @dataclass(frozen=True)
 class Read:
-    """The job of reading contexts with the model in ``model`` and the dictionary ``trained``."""
+    """The job of reading contexts with the model in ``model``."""
 
     open_engine: Callable[[], TransformersEngine]
     model: Path
-    trained: Stage
+    open_sae: Callable[[], SAE]
 
     @contextmanager
     def open(self) -> Iterator[Callable[[ConceptTask], None]]:
         """See :class:`~sae_runtime.build.workers.Job`."""
-        engine, encoder, sae = self.open_engine(), ChatEncoder(self.model), load_trained(self.trained)
+        engine, encoder, sae = self.open_engine(), ChatEncoder(self.model), self.open_sae()
         try:
             yield lambda task: write_tensors(task.path, _capture(task.concept, engine, encoder, sae))
         finally:
             engine.close()
 
 
-def run_contexts(stage: Stage, job: Read, packs: dict[str, list[ConceptPack]], workers: Workers) -> None:
+def run_contexts(stage: Stage, job: Read, packs: Packs, workers: Workers) -> None:
     """Read every labelled context as a user message; one file per concept, so that an interrupted run resumes."""
     concepts = [concept for group in packs.values() for concept in group]
     tasks = [ConceptTask(_file(stage, concept.concept), concept) for concept in concepts]
@@ -114,7 +116,7 @@ def _capture(concept: ConceptPack, engine: TransformersEngine, encoder: ChatEnco
             features = encode_prompt(sae, residual)
             for site in SITES:
                 tokens = site_tokens(site, chats[i].spans, 0, context.start, context.end)
-                rows[f"features.{site}"].append(torch.from_numpy(features.pooled(tokens, sae.d_sae)).half())
+                rows[f"features.{site}"].append(torch.from_numpy(features.pooled(tokens, sae.width)).half())
                 picked = [t for t in tokens if features.content[t]]
                 dense = residual[picked].mean(0) if picked else residual.new_zeros(residual.shape[1])
                 rows[f"dense.{site}"].append(dense.half())

@@ -13,23 +13,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-from threadpoolctl import threadpool_limits
-
+from sae_runtime.build.concepts import fit_signatures
 from sae_runtime.build.config import STAGES, BuildConfig
-from sae_runtime.build.contexts import Read, load_contexts, run_contexts
+from sae_runtime.build.contexts import Read, run_contexts
 from sae_runtime.build.corpus import fill_corpus
 from sae_runtime.build.features.describe import Writer, explained, load_described, run_describe
 from sae_runtime.build.features.gates import load_validations, save_validations
 from sae_runtime.build.features.validate import Candidate, Setup, context_figures, validate
+from sae_runtime.build.folders import check_target
 from sae_runtime.build.harvest import Engine, load_counts, load_residual, run_harvest
 from sae_runtime.build.imported import import_sae
 from sae_runtime.build.measure import run_measure
 from sae_runtime.build.metrics import reconstruction_figures
 from sae_runtime.build.plan import STEPS, BuildPlan
-from sae_runtime.build.publish import Built, check_target, publish
-from sae_runtime.build.signatures import Signature, fit_signature
-from sae_runtime.build.stages import Stage
+from sae_runtime.build.publish import Built, publish
+from sae_runtime.build.stages import Stage, only_build
 from sae_runtime.build.status import free_bytes, needed_bytes
 from sae_runtime.build.train import Train, Training, load_trained
 from sae_runtime.build.workers import LocalWorkers, Workers
@@ -37,7 +35,7 @@ from sae_runtime.engines.dtype import compute_dtype
 from sae_runtime.engines.transformers import TransformersEngine
 from sae_runtime.errors import InputError
 from sae_runtime.paths import artefacts_for, builds_dir
-from sae_runtime.progress import console, progress
+from sae_runtime.progress import console
 
 
 def run_build(
@@ -72,20 +70,15 @@ def run_build(
         raise InputError(
             "vLLM harvests in one process only.", "Set `harvest_engine: transformers`, or use `--workers local`."
         )
-    builds_dir().mkdir(parents=True, exist_ok=True)
-    lock = FileLock(builds_dir() / f"{config.model.replace('/', '--')}.lock")
-    try:
-        with lock.acquire(timeout=0):
-            plan = BuildPlan.of(config)
-            target = (out or artefacts_for(plan.model.name)).resolve()
-            check_target(target)
-            build = _Build(plan, writer, workers)
-            if start:
-                build.forget(start)
-            _check_room(plan, until)
-            return build.run(until, target)
-    except Timeout as error:
-        raise InputError(f"Another build of {config.model} is running.", "Wait for it, or stop it.") from error
+    with only_build(config.model):
+        plan = BuildPlan.of(config)
+        target = (out or artefacts_for(plan.model.name)).resolve()
+        check_target(target)
+        build = _Build(plan, writer, workers)
+        if start:
+            build.forget(start)
+        _check_room(plan, until)
+        return build.run(until, target)
 
 
 def _check_room(plan: BuildPlan, until: str) -> None:
@@ -221,7 +214,7 @@ class _Build:
         console.print(f"validation: {stage.summary()}")
 
     def _contexts(self, stage: Stage) -> None:
-        job = Read(self._engine(), self._plan.model.path.absolute(), self._steps["train"])
+        job = Read(self._engine(), self._plan.model.path.absolute(), partial(load_trained, self._steps["train"]))
         run_contexts(stage, job, self._plan.packs, self._workers)
 
     def _publish(self, target: Path) -> dict[str, Any]:
@@ -233,29 +226,15 @@ class _Build:
                 "No latent is stable enough for a signature.",
                 "Train on more text, or relax `concepts.min_correlation` in the configuration.",
             )
-        signatures = fit_signatures(plan, steps["contexts"], allowed)
+        sae = load_trained(steps["train"])
         built = Built(
             plan=plan,
-            sae=load_trained(steps["train"]),
+            sae=sae,
             descriptions=load_described(steps["describe"], plan.words).items,
             validations=results,
-            signatures=signatures,
+            signatures=fit_signatures(
+                plan.packs, steps["contexts"], sae, allowed, plan.config.concepts, plan.config.seed
+            ),
             writer=self._writer,
         )
         return publish(built, target)
-
-
-def fit_signatures(plan: BuildPlan, contexts: Stage, allowed: list[int]) -> dict[str, Signature]:
-    """Signatures of all concepts by slug, over the latents ``allowed``."""
-    concepts = [concept for group in plan.packs.values() for concept in group]
-    settings, seed = plan.config.concepts, plan.config.seed
-    signatures = {}
-    # Thousands of tiny regressions: threads would only wait for each other.
-    with threadpool_limits(1), progress("concepts", len(concepts)) as advance:
-        for concept in concepts:
-            data = load_contexts(contexts, concept.concept)
-            signatures[concept.concept] = fit_signature(
-                data, max_features=settings.max_features, seed=seed, allowed=allowed
-            )
-            advance(1, concept.concept)
-    return signatures

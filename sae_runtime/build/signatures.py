@@ -1,8 +1,11 @@
 """Fitting signatures: a sparse, calibrated readout of a concept's senses from SAE features.
 
-Per site: features are ranked by their F statistic on the fit contexts, the best ``max_features`` enter a multinomial
-logistic regression with an L2 penalty. Site and penalty are chosen by cross-validation on the fit contexts, where the
-out-of-fold scores also give the temperature (Guo et al. 2017). Held-out contexts are only ever scored.
+Per site: features are ranked by their F statistic on the fit contexts, and the best ``max_features`` are read *through the
+decoder*: a multinomial logistic regression with an L2 penalty on ``features @ W_dec``, whose weights ``w`` become those of the
+features, ``W_dec @ w``. Features with like directions so share their evidence, which the dozen sentences of a sense could not give
+each of them (with a weight of its own for each feature, cross-validated accuracy is 0.889 instead of 0.910 on the small
+model's concepts). Site and penalty are chosen by cross-validation on the fit contexts, where the out-of-fold scores also give
+the temperature (Guo et al. 2017). Held-out contexts are only ever scored.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from sae_runtime.build.contexts import ContextFeatures
 from sae_runtime.detector.sites import SITES
 
 Array = NDArray[np.float64]
-_PENALTIES = (0.03, 0.1, 0.3)  # inverse strengths C of the L2 penalty
+_PENALTIES = (0.001, 0.01, 0.1)  # inverse strengths C of the L2 penalty
 _FOLDS = 5
 OWN_SENSE_SHARE = 0.05
 """Share of a concept's own sentences that may get less for their sense than the bound under which a mention is flagged."""
@@ -69,27 +72,35 @@ class Signature:
 
 
 def fit_signature(
-    data: ContextFeatures, *, max_features: int, seed: int, allowed: list[int] | None = None
+    data: ContextFeatures, directions: Array, *, max_features: int, seed: int, allowed: list[int]
 ) -> Signature:
-    """Fit, calibrate and score the signature of one concept, over the latents ``allowed`` (None: all).
+    """Fit, calibrate and score the signature of one concept, over the latents ``allowed``.
 
     Deterministic for a given seed.
+
+    Args:
+        data: features of the concept's sentences.
+        directions: decoder directions by latent ``[width, d_model]``.
+        max_features: most latents that the signature reads.
+        seed: of the folds.
+        allowed: latents that it may read.
     """
     held = data.held_out.numpy()
     labels = data.labels.numpy()
-    latents = np.arange(data.sites[SITES[0]].shape[1]) if allowed is None else np.array(sorted(allowed), dtype=np.int64)
+    latents = np.array(sorted(allowed), dtype=np.int64)
+    directions = directions[latents]
     best: tuple[float, str, float, Array] | None = None
     for site in SITES:
         x = data.sites[site].numpy()[~held][:, latents].astype(np.float64)
         for penalty in _PENALTIES:
-            scores = _out_of_fold(x, labels[~held], max_features, penalty, seed)
+            scores = _out_of_fold(x, labels[~held], directions, max_features, penalty, seed)
             likelihood = log_likelihood(scores, labels[~held], temperature(scores, labels[~held]))
             if best is None or likelihood > best[0] + 1e-9:
                 best = (likelihood, site, penalty, scores)
     assert best is not None  # noqa: S101 (SITES is not empty)
     _, site, penalty, scores = best
     x = data.sites[site].numpy()[:, latents].astype(np.float64)
-    readout = fit_readout(x[~held], labels[~held], max_features, penalty)
+    readout = fit_readout(x[~held], labels[~held], directions, max_features, penalty)
     factor = temperature(scores, labels[~held])
     readout = readout.scaled(factor)
     own = np.exp(log_softmax(scores * factor, axis=1))[np.arange(len(scores)), labels[~held]]
@@ -108,8 +119,16 @@ def fit_signature(
     )
 
 
-def fit_readout(x: Array, labels: NDArray[np.int64], max_features: int, penalty: float) -> Readout:
-    """Select columns by F statistic and fit the regression on them."""
+def fit_readout(x: Array, labels: NDArray[np.int64], directions: Array, max_features: int, penalty: float) -> Readout:
+    """Select columns by F statistic and fit the regression through their directions.
+
+    Args:
+        x: features ``[n, columns]``.
+        labels: sense numbers ``[n]``.
+        directions: of the columns ``[columns, d_model]``.
+        max_features: most columns that are read.
+        penalty: inverse strength of the L2 penalty on the standardised ``features @ directions``.
+    """
     eligible = ((x > 0).sum(0) >= _MIN_SUPPORT).nonzero()[0]
     if not len(eligible):  # nothing to read: every mention gets the senses' shares of the contexts
         shares = np.bincount(labels) / len(labels)
@@ -117,9 +136,12 @@ def fit_readout(x: Array, labels: NDArray[np.int64], max_features: int, penalty:
     statistic, _ = f_classif(x[:, eligible], labels)
     ranked = eligible[np.argsort(-np.nan_to_num(statistic, nan=0.0), kind="stable")]
     columns = np.sort(ranked[:max_features])
-    spread = x[:, columns].std(0) + 1e-6
-    model = LogisticRegression(C=penalty, max_iter=500).fit(x[:, columns] / spread, labels)
-    weights, bias = model.coef_ / spread, model.intercept_
+    decoded = x[:, columns] @ directions[columns]
+    centre, spread = decoded.mean(0), decoded.std(0) + 1e-6
+    model = LogisticRegression(C=penalty, max_iter=500).fit((decoded - centre) / spread, labels)
+    weights = model.coef_ / spread
+    bias = model.intercept_ - weights @ centre
+    weights = weights @ directions[columns].T
     if len(weights) == 1:  # two senses: scikit-learn gives one row, for the second
         weights, bias = np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
     return Readout(columns, weights, bias)
@@ -133,10 +155,12 @@ def _purity(readout: Readout, x: Array, labels: NDArray[np.int64]) -> Array:
         return own / values.sum(0)
 
 
-def _out_of_fold(x: Array, labels: NDArray[np.int64], max_features: int, penalty: float, seed: int) -> Array:
+def _out_of_fold(
+    x: Array, labels: NDArray[np.int64], directions: Array, max_features: int, penalty: float, seed: int
+) -> Array:
     scores = np.zeros((len(x), labels.max() + 1))
     for fit, test in StratifiedKFold(_FOLDS, shuffle=True, random_state=seed).split(x, labels):
-        scores[test] = fit_readout(x[fit], labels[fit], max_features, penalty).logits(x[test])
+        scores[test] = fit_readout(x[fit], labels[fit], directions, max_features, penalty).logits(x[test])
     return scores
 
 

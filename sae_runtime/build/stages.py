@@ -12,11 +12,12 @@ from typing import Any
 from uuid import uuid4
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sae_runtime.disk import writing
-from sae_runtime.errors import ArtefactError
+from sae_runtime.errors import ArtefactError, InputError
 from sae_runtime.paths import builds_dir
 
 
@@ -71,6 +72,23 @@ class Stage:
 def model_folder(model: str) -> Path:
     """Folder of all stages of ``model``."""
     return builds_dir() / model.replace("/", "--")
+
+
+@contextmanager
+def only_build(model: str) -> Iterator[None]:
+    """Hold the lock of ``model``'s builds.
+
+    Raises:
+        InputError: another build of it is running.
+    """
+    builds_dir().mkdir(parents=True, exist_ok=True)
+    lock = FileLock(builds_dir() / f"{model.replace('/', '--')}.lock")
+    try:
+        held = lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(f"Another build of {model} is running.", "Wait for it, or stop it.") from error
+    with held:
+        yield
 
 
 def write_text(path: Path, text: str) -> None:

@@ -68,8 +68,8 @@ def captured(
     path = cache / f"captured-{key}.safetensors"
     if not path.exists():
         write_tensors(path, _capture(items, engine, encoder, sae))
-    read = _unpacked(read_tensors(path), len(items), _width(sae))
-    return _contrasted(replace(read, decoder=_decoder(sae), key=key))
+    read = _unpacked(read_tensors(path), len(items), sae.width)
+    return _contrasted(replace(read, decoder=sae.directions().numpy(), key=key))
 
 
 def _capture(
@@ -81,7 +81,7 @@ def _capture(
     chats = {
         prompt: encoder.encode([{"role": "user", "content": prompt}], limit=engine.context_length) for prompt in same
     }
-    spots, width = [*dict.fromkeys(spot for item in items for spot in item.spots), LAST], _width(sae)
+    spots, width = [*dict.fromkeys(spot for item in items for spot in item.spots), LAST], sae.width
     dense = {spot: torch.zeros(len(items), engine.d_model, dtype=torch.float16) for spot in spots}
     sparse: dict[str, dict[int, tuple[torch.Tensor, torch.Tensor]]] = {spot: {} for spot in spots}
     # Longest first: what a prompt needs fits where the one before it lay. The other way round the heap grew to 18 GB.
@@ -119,17 +119,6 @@ def _packed(
             f"counts.{spot}": torch.tensor([len(columns) for columns, _ in rows]),
         }
     return packed
-
-
-def _width(sae: SAE) -> int:
-    """Columns for latents by their index in the full dictionary, of which ``sae`` may hold a part."""
-    return max(sae.latents) + 1
-
-
-def _decoder(sae: SAE) -> NDArray[np.float32]:
-    directions = np.zeros((_width(sae), sae.d_in), dtype=np.float32)
-    directions[sae.latents] = sae.weights["W_dec"].float().numpy()
-    return directions
 
 
 def _tokens(chat: EncodedChat, item: Item, spot: str) -> range:

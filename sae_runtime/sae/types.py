@@ -81,6 +81,17 @@ class SAE(ABC):
         """:attr:`latents` as a tensor, int64 ``[d_sae]`` on the CPU: a prompt must not pay for the dictionary's size."""
         return torch.tensor(self.latents)
 
+    @property
+    def width(self) -> int:
+        """Columns that hold every latent under its number in the full dictionary, of which this file may hold a part."""
+        return max(self.latents) + 1
+
+    def directions(self) -> Tensor:
+        """Decoder directions by latent, float32 ``[width, d_in]`` on the CPU; zeros for latents that are not held."""
+        placed = torch.zeros(self.width, self.d_in)
+        placed[self.latents] = self.weights["W_dec"].float().cpu()
+        return placed
+
     @cached_property
     def order(self) -> Tensor:
         """Positions in this file by ascending latent; a file may list its latents in any order."""

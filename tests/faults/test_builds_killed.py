@@ -17,7 +17,7 @@ from faults.killing import Moment, Surroundings, build, ends, start
 from faults.making import eventually
 from tiny_builds import cache, results
 
-from sae_runtime.build import publish
+from sae_runtime.build import folders
 from sae_runtime.build.config import load_config
 from sae_runtime.build.pipeline import run_build
 from sae_runtime.build.plan import STEPS
@@ -152,7 +152,7 @@ def test_there_are_artefacts_in_place_at_any_moment(tmp_path: Path) -> None:
     thread = threading.Thread(target=look)
     thread.start()
     for number in range(2000):
-        publish._replace_folder(tmp_path / "coming", target)
+        folders.replace_folder(tmp_path / "coming", target)
         (tmp_path / "coming").mkdir()
         (tmp_path / "coming" / CATALOG_FILE).write_text(str(number))
     done.set()
@@ -164,7 +164,7 @@ def test_where_folders_cannot_be_exchanged_a_killed_publication_is_made_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two renames then, and the process ends between them: the old artefacts wait beside their place."""
-    monkeypatch.setattr(publish, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(folders, "_exchange", lambda one, other: False)
     target, coming = tmp_path / "artefacts", tmp_path / "coming"
     for folder in (target, coming):
         folder.mkdir()
@@ -178,10 +178,10 @@ def test_where_folders_cannot_be_exchanged_a_killed_publication_is_made_good(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "replace", once)
-        publish._replace_folder(coming, target)
+        folders.replace_folder(coming, target)
     assert not target.exists()
-    publish.check_target(target)  # what a build begins with
+    folders.check_target(target)  # what a build begins with
     assert (target / CATALOG_FILE).read_text() == "artefacts"
-    publish._replace_folder(coming, target)
+    folders.replace_folder(coming, target)
     assert (target / CATALOG_FILE).read_text() == "coming"
     assert [path.name for path in tmp_path.iterdir()] == ["artefacts"]

@@ -19,7 +19,7 @@ from faults.making import LAYER, MESSAGES, PATIENCE, TEXT, eventually, hold, mak
 from langchain_core.messages import HumanMessage
 
 from middleware import CatalogSource, InspectionRequest, SAEAnnotator
-from sae_runtime.build.publish import _replace_folder
+from sae_runtime.build.folders import replace_folder
 from sae_runtime.catalog.file import CatalogFile
 from sae_runtime.detector import Inspector, Reading
 from sae_runtime.glossary import Glossary
@@ -116,7 +116,7 @@ def test_readings_under_constant_replacement_are_of_one_catalog_each(
         thread.start()
     for number in range(10):
         coming = shutil.copytree((second, first)[number % 2], tmp_path / "coming")
-        _replace_folder(coming, artefacts)
+        replace_folder(coming, artefacts)
         state = source.catalog
         assert state is not None
         eventually(lambda state=state: source.catalog and source.catalog.replaced > state.replaced)
@@ -131,7 +131,7 @@ def test_a_whole_folder_with_another_dictionary_takes_over(
 ) -> None:
     coming = make_artefacts(tmp_path / "coming", tiny, note="Second.", sae_seed=1)
     expected = facts(Inspector.from_model(str(tiny), artefacts=coming).inspect(MESSAGES, tokens=False))
-    _replace_folder(coming, artefacts)
+    replace_folder(coming, artefacts)
     eventually(lambda: note(read(source)) == "Second.")
     assert facts(read(source)) == expected
 
@@ -172,7 +172,7 @@ def with_its_dictionary(**options: Any) -> Callable[[Path, Path, Path], None]:
     """A sound folder of something else."""
 
     def put(second: Path, artefacts: Path, tiny: Path) -> None:
-        _replace_folder(make_artefacts(second / "other", tiny, **options), artefacts)
+        replace_folder(make_artefacts(second / "other", tiny, **options), artefacts)
 
     return put
 

@@ -20,7 +20,7 @@ from fastapi.testclient import TestClient
 from faults.making import LAYER, MESSAGES, PATIENCE, eventually, make_artefacts, put_bytes, put_catalog
 from faults.serving import CONTEXT, Worker, app_of
 
-from sae_runtime.build.publish import _replace_folder
+from sae_runtime.build.folders import replace_folder
 from sae_runtime.catalog.file import CatalogFile
 from sae_runtime.catalog.view import CatalogView
 from sae_runtime.detector import Detector
@@ -104,7 +104,7 @@ def test_the_server_reads_with_the_new_catalog(client: TestClient, artefacts: Pa
 
 
 def put_other_dictionary(second: Path, artefacts: Path, tiny: Path) -> None:
-    _replace_folder(make_artefacts(second / "other", tiny, note="Other.", sae_seed=1), artefacts)
+    replace_folder(make_artefacts(second / "other", tiny, note="Other.", sae_seed=1), artefacts)
 
 
 def put_damaged(second: Path, artefacts: Path, tiny: Path) -> None:
@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_refused_and_visible(
     assert (after["fingerprints"], after["catalog"]["replaced"]) == (before["fingerprints"], 0)
     assert re.search(reason, after["catalog"]["refused"])
     assert feature(client, 0) == 503  # a feature of another dictionary would be a wrong answer
-    _replace_folder(first, artefacts)
+    replace_folder(first, artefacts)
     eventually(lambda: health(client)["catalog"]["refused"] is None)
     assert feature(client, 0) == 200
     assert note(client) == "First."
@@ -234,7 +234,7 @@ async def test_artefacts_that_were_replaced_while_the_server_started_are_refused
     """The worker has loaded the old SAE by then; nothing would show that its features mean something else."""
     monkeypatch.setenv("SENSECHECK_SERVE_CHANNEL", uuid.uuid4().hex)
     monkeypatch.setenv("SENSECHECK_SERVE_SAE", fingerprint_sae(artefacts))
-    _replace_folder(make_artefacts(tmp_path / "other", tiny, sae_seed=1), artefacts)
+    replace_folder(make_artefacts(tmp_path / "other", tiny, sae_seed=1), artefacts)
     engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=CONTEXT))
     with pytest.raises(FingerprintError, match="replaced while the server was starting"):
         await SensecheckEndpoint().init_state(engine, SimpleNamespace(), Namespace())  # type: ignore[arg-type]

@@ -79,6 +79,31 @@ def run(
         show_card(card, as_json=False)
 
 
+@build_app.command("concepts")
+def concepts(
+    model: Annotated[str, typer.Argument(help="Built-in name, folder or hub id.")] = DEFAULT_MODEL,
+    packs: Annotated[
+        str | None,
+        typer.Option(help="Concept packs, names or folders with commas between; default: those of the build."),
+    ] = None,
+    artefacts: Annotated[
+        Path | None, typer.Option(help="Folder of SAE and catalog; default: the shipped ones.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the result; default: in the place of what was there.")
+    ] = (None),
+) -> None:
+    """Fit the concepts of a finished build anew, when packs have changed: no corpus, no training, minutes.
+
+    Features and dictionary stay. Example: sensecheck build concepts --packs homographs,my-packs/office --out mine
+    """
+    from sae_runtime.build.refit import refit
+    from ui.cli.show import show_card
+
+    card = refit(model, artefacts=artefacts, packs=_packs(packs) if packs else None, out=out)
+    show_card(card, as_json=False)
+
+
 @build_app.command("status")
 def status() -> None:
     """Show what builds have left in the cache: finished and interrupted stages, their size and age."""
@@ -91,6 +116,14 @@ def status() -> None:
         table.add_row(step.model, step.name, step.key, step.state, _size(step.bytes), changed)
     Console().print(table)
     print(f"{_size(free_bytes())} free. Folders are never removed by a build; delete those you no longer need.")
+
+
+def _packs(names: str) -> list[str]:
+    """Packs of ours by name, others by their folder as it is seen from here."""
+    from sae_runtime.catalog.packs import PACKS
+
+    given = [name.strip() for name in names.split(",")]
+    return [name if (PACKS / name).is_dir() else str(Path(name).resolve()) for name in given]
 
 
 def _show_plan(config: Any) -> None:

@@ -6,8 +6,6 @@ import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from sae_runtime.build.features.describe import Description
 from sae_runtime.build.features.gates import Validation, gates, load_validations
 from sae_runtime.build.features.scores import Scores
@@ -21,7 +19,7 @@ _SCORES = ("precision", "recall", "balanced_accuracy")
 
 
 def card_figures(built: Built) -> dict[str, Any]:
-    """Everything that was measured before the thresholds: dictionary, validation, readings."""
+    """What was measured of the dictionary and of its features."""
     steps = built.plan.steps
     checked = dict(steps["validate"].summary())
     control = checked.pop("control")
@@ -29,7 +27,6 @@ def card_figures(built: Built) -> dict[str, Any]:
         **_rounded(steps["measure"].summary()),
         "validation": _rounded(checked),
         "control": _rounded(control),
-        **_reading_figures(built),
     }
 
 
@@ -118,18 +115,6 @@ def frontier(built: Built) -> list[dict[str, Any]]:
             "chosen": path.parent == built.plan.steps["measure"].folder,
         })  # fmt: skip
     return points
-
-
-def _reading_figures(built: Built) -> dict[str, Any]:
-    """Means over concepts of the readings' accuracy on held-out contexts, and of a dense probe's at the same sites."""
-    fitted = list(built.signatures.values())
-    purity = np.concatenate([signature.purity for signature in fitted])
-    return {
-        "reading_accuracy": round(sum(s.accuracy for s in fitted) / len(fitted), 4),
-        "reading_accuracy_dense_probe": round(sum(s.dense_accuracy for s in fitted) / len(fitted), 4),
-        "reading_sites": {site: sum(s.site == site for s in fitted) for site in sorted({s.site for s in fitted})},
-        "sense_purity": round(float(np.nanmean(purity)), 4),
-    }
 
 
 def _score_lists(results: list[Validation]) -> dict[str, list[float]]:
