@@ -287,7 +287,7 @@ def failures(results: dict[str, Any]) -> list[dict[str, Any]]:
 
     Once among all prompts, and once among those with a planted misreading alone, where not flagging is harder to explain by
     a prompt that anyone would get right. ``gap_interval``: accuracy on flagged prompts minus accuracy on the others
-    (unpaired bootstrap over concepts).
+    (unpaired bootstrap over concepts). ``right``, ``lift`` and ``harm``: of all those prompts, flagged or not.
     """
     if "arms" not in results:
         return []
@@ -349,6 +349,10 @@ def _failures(results: dict[str, Any], among: str, own: NDArray[np.bool_]) -> li
                 "lift_where_flagged": round(float((right - plain)[flagged].mean()), 4) if some else None,
                 "lift_interval": interval((right - plain)[flagged], concepts[flagged]) if some else None,
                 "harm_where_flagged": round(float((plain > right)[flagged].mean()), 4) if some else None,
+                "right": round(float(right.mean()), 4),
+                "lift": round(float((right - plain).mean()), 4),
+                "interval": interval(right - plain, concepts),
+                "harm": round(float((plain > right).mean()), 4),
             }
         )
     return rows

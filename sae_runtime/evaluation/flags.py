@@ -1,12 +1,14 @@
 """Flags on prompts with planted senses: are they right, and does a flag predict that the model gets the word wrong?
 
 Every prompt is read with the shipped artefacts and their thresholds. Then the served model is asked, of the same prompt,
-what the planted word means there (:mod:`sae_runtime.evaluation.meaning`), without a note, with the note of a flag, with a
-neutral note in its place, and with the right note on every planted prompt.
+what the planted word means there (:mod:`sae_runtime.evaluation.meaning`): without a note, with the note of a flag, with a
+neutral note or that of a random sense in its place, with what the source says on every prompt (*always*: nothing is read inside the
+model), and with the right note on every planted prompt.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +22,7 @@ from sae_runtime.evaluation.planted import read_planted
 from sae_runtime.evaluation.prompts import PlantedPrompt
 
 FLAGS = "flags.json"
-ARMS = ("plain", "flagged", "placebo", "oracle")
+ARMS = ("plain", "flagged", "placebo", "random-sense", "always", "oracle")
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ def _asked(rows: Sequence[FlagRow], answers: Answers) -> dict[str, Any]:
         "plain": [""] * len(rows),
         "flagged": flagged,
         "placebo": placebo(Notes([None] * len(rows), flagged)).texts,
+        "random-sense": [_at_random(row) if row.flag else "" for row in rows],
+        "always": [row.notes[max(row.intended, key=row.intended.__getitem__)] if row.intended else "" for row in rows],
         "oracle": [row.notes[row.prompt.intended] if row.prompt.kind != "plain" else "" for row in rows],
     }
     meanings = [row.meaning for row in rows]
@@ -112,3 +116,8 @@ def _asked(rows: Sequence[FlagRow], answers: Answers) -> dict[str, Any]:
         scored = [meaning.score(answer, blank) for meaning, answer, blank in given]
         arms[arm] = {"right": [int(s.right) for s in scored], "loglik": [s.loglik for s in scored]}
     return arms
+
+
+def _at_random(row: FlagRow) -> str:
+    """The note of a sense drawn by a seed of the prompt's own."""
+    return row.notes[random.Random(f"sense {row.prompt.id}").choice(list(row.notes))]

@@ -71,4 +71,11 @@ def test_planted_prompts_are_flagged_and_asked(tmp_path, small_model, server):
     planted = next(row for row in figures["flags"] if row["kind"] == "planted")
     assert planted["prompts"] == 25
     assert planted["precision"] is None or planted["precision"] >= 0.8
-    assert {row["arm"] for row in figures["failures"]} == {"plain", "flagged", "placebo", "oracle"}
+    assert {row["arm"] for row in figures["failures"]} == {
+        "plain",
+        "flagged",
+        "placebo",
+        "random-sense",
+        "always",
+        "oracle",
+    }

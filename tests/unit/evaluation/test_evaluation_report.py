@@ -147,6 +147,11 @@ def test_failures_are_compared_where_flagged_and_elsewhere() -> None:
     assert planted_plain["right_elsewhere"] == 0.5
     assert (plain["right_where_flagged"], plain["right_elsewhere"]) == (0.5, 0.75)
     assert flagged["lift_where_flagged"] == 0.5
+    assert (flagged["right"], flagged["lift"], flagged["harm"]) == (
+        pytest.approx(5 / 6, abs=1e-4),
+        pytest.approx(1 / 6, abs=1e-4),
+        0,
+    )
 
 
 def test_the_report_holds_every_table_and_escapes_what_it_shows(tmp_path: Path) -> None:
