@@ -1,19 +1,24 @@
 """Calibrating the misread rule on written prompts with planted senses (``calibration`` and ``dev`` of ``evaluation/planted_sets``).
 
-One pair of thresholds bounds all concepts: the one with the highest recall among those that keep false flags on plain
+One set of thresholds bounds all concepts: the one with the highest recall among those that keep false flags on plain
 prompts within :data:`MAX_FALSE_FLAGS` and precision at least :data:`MIN_PRECISION`, ties broken by precision and then by
-stricter thresholds. Both limits are stricter than what is wanted (2 %, 0.90), since the best pair of a grid looks better
-than it is. Each concept then has its own ``read_below``: at most the probability that only 5 % of its fit contexts, read
-out-of-fold, get for their own sense. A concept whose signature reads too poorly never flags, and if no pair keeps the
+stricter thresholds. Both limits are stricter than what is wanted (2 %, 0.90), since the best point of a grid looks better
+than it is. Each concept then has its own bounds on its readings: at most the probability that only 5 % of its fit contexts, read
+out-of-fold, get for their own sense. A concept whose readout reads too poorly never flags by it, and if no thresholds keep the
 limits, none does. Test prompts (``test``, ``glossary``, ``examples``) are not touched.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
-from sae_runtime.detector.detector import disagreement
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_runtime.detector.rule import Senses, agreed, disagreement
 from sae_runtime.evaluation.prompts import PlantedPrompt
 
 MAX_FALSE_FLAGS = 0.015
@@ -24,9 +29,117 @@ _READ_BELOW = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 _INTENDED_ABOVE = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.97)
 
 
+class Bounds(NamedTuple):
+    """Thresholds of the whole rule: of the late reading, and ``early_...`` of the early one; see :mod:`sae_runtime.detector.rule`."""
+
+    read_below: float
+    intended_above: float
+    early_below: float
+    early_above: float
+    seconded_above: float
+
+
+NO_FLAGS = Bounds(*NEVER, *NEVER, NEVER[1])
+
+
+@dataclass(frozen=True)
+class Both:
+    """A prompt's planted mention with both readings; ``late_below`` and ``early_below`` are the concept's own bounds on them.
+
+    ``declared``: whether the prompt's domain is one of the concept's.
+    """
+
+    prompt: PlantedPrompt
+    reading: Senses
+    early: Senses
+    intended: Senses
+    declared: bool
+    late_below: float
+    early_below: float
+
+
+def choose_bounds(judged: Sequence[Both]) -> tuple[Bounds, dict[str, float]]:
+    """Thresholds of the whole rule, and what it does with them on the calibration prompts."""
+    table = _Table(judged)
+    best: tuple[tuple[float, ...], Bounds] | None = None
+    # A source that must be certain never speaks.
+    for values in product(_READ_BELOW, _INTENDED_ABOVE, _READ_BELOW, (*_INTENDED_ABOVE, 1.0), (*_INTENDED_ABOVE, 1.0)):
+        bounds = Bounds(*values)
+        figures = table.figures(bounds)
+        if figures["false_flag_rate_plain"] <= MAX_FALSE_FLAGS and figures["precision"] >= MIN_PRECISION:
+            strictness = sum(bounds) - 2 * (bounds.read_below + bounds.early_below)
+            rank = (figures["recall"], figures["precision"], strictness)
+            if best is None or rank > best[0]:
+                best = (rank, bounds)
+    bounds = best[1] if best else NO_FLAGS
+    return bounds, table.figures(bounds)
+
+
+class _Table:
+    """Prompts as arrays, so that a grid of thresholds takes seconds; flags as :func:`~sae_runtime.detector.rule.judge` does."""
+
+    def __init__(self, judged: Sequence[Both]) -> None:
+        self._late = _Against.of([(one.reading, one.intended, one.late_below, one.prompt.intended) for one in judged])
+        self._early = _Against.of([(one.early, one.intended, one.early_below, one.prompt.intended) for one in judged])
+        seconded = [
+            (one.early, agreed(one.intended, one.reading), one.early_below, one.prompt.intended) for one in judged
+        ]
+        self._seconded = _Against.of(seconded)
+        self._declared = np.array([one.declared for one in judged], dtype=bool)
+        self._plain = np.array([one.prompt.kind == "plain" for one in judged], dtype=bool)
+
+    def flags(self, bounds: Bounds) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which prompts are flagged, and which of these flags name the planted sense."""
+        words = self._declared & self._late.apart(bounds.read_below, bounds.intended_above)
+        words |= self._early.apart(bounds.early_below, bounds.early_above)
+        both = ~words & ~self._declared & self._seconded.apart(bounds.early_below, bounds.seconded_above)
+        return words | both, (words & self._late.right) | (both & self._seconded.right)
+
+    def figures(self, bounds: Bounds) -> dict[str, float]:
+        """As :func:`flag_figures`."""
+        flagged, right = self.flags(bounds)
+        planted, raised = int((~self._plain).sum()), int(flagged.sum())
+        found = int((right & ~self._plain).sum())
+        return {
+            "precision": found / raised if raised else 0.0,
+            "recall": found / planted if planted else 0.0,
+            "flags": raised,
+            "false_flag_rate_plain": float(flagged[self._plain].mean()) if self._plain.any() else 0.0,
+        }
+
+
+@dataclass(frozen=True)
+class _Against:
+    """One reading against one source, for all prompts: what the reading gives the sense that the source says (infinite where the
+    two agree), what the source gives it, the concepts' own bounds, and whether the source is right."""
+
+    given: NDArray[np.float64]
+    sure: NDArray[np.float64]
+    own: NDArray[np.float64]
+    right: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[Senses, Senses, float, str]]) -> _Against:
+        """From readings, sources, own bounds and planted senses."""
+        verdicts = [disagreement(reading, source, 1.0, 0.0) for reading, source, _, _ in rows]
+        meant = [max(source, key=source.__getitem__) for _, source, _, _ in rows]
+        return cls(
+            given=np.array(
+                [row[0][sense] if v else np.inf for row, sense, v in zip(rows, meant, verdicts, strict=True)]
+            ),
+            sure=np.array([row[1][sense] for row, sense in zip(rows, meant, strict=True)]),
+            own=np.array([row[2] for row in rows]),
+            right=np.array([sense == row[3] for row, sense in zip(rows, meant, strict=True)], dtype=bool),
+        )
+
+    def apart(self, read_below: float, intended_above: float) -> NDArray[np.bool_]:
+        """Where the rule sees a disagreement."""
+        return (self.given <= np.minimum(read_below, self.own)) & (self.sure >= intended_above)
+
+
 @dataclass(frozen=True)
 class Judged:
-    """A prompt's planted mention with both probability tables; ``trusted`` is False when its concept never flags.
+    """One reading of a prompt's planted mention against one source; ``trusted`` is False when its concept never flags.
 
     ``own_sense_low``: the concept's own bound on ``read_below``.
     """
@@ -42,11 +155,11 @@ class Judged:
         if not self.trusted:
             return None
         verdict = disagreement(self.reading, self.intended, min(read_below, self.own_sense_low), intended_above)
-        return verdict[1] if verdict else None
+        return verdict.intended if verdict else None
 
 
 def choose_thresholds(judged: list[Judged]) -> tuple[float, float, dict[str, float]]:
-    """Thresholds (``read_below``, ``intended_above``) and what they do on the calibration prompts."""
+    """Thresholds (``read_below``, ``intended_above``) of one reading, and what they do on the calibration prompts."""
     best: tuple[tuple[float, ...], float, float, dict[str, float]] | None = None
     for read_below, intended_above in product(_READ_BELOW, _INTENDED_ABOVE):
         figures = flag_figures(judged, read_below, intended_above)

@@ -8,27 +8,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sqlalchemy import update
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 from threadpoolctl import threadpool_limits
 
-from sae_runtime.build.calibrate import MIN_READ_ACCURACY, NEVER, Judged, choose_thresholds
+from sae_runtime.build.calibrate import MIN_READ_ACCURACY, NEVER, NO_FLAGS, Both, choose_bounds
 from sae_runtime.build.config import ConceptConfig
 from sae_runtime.build.contexts import Packs, load_contexts
 from sae_runtime.build.cues import fit_cues
-from sae_runtime.build.signatures import Signature, fit_signature
+from sae_runtime.build.signatures import Fit, Signature, fit_signature
 from sae_runtime.build.stages import Stage
 from sae_runtime.catalog.packs import ConceptPack
 from sae_runtime.catalog.store import catalog_engine
 from sae_runtime.catalog.tables import (
     ConceptRow,
     CueRow,
+    EarlyReadingRow,
+    EarlySignatureRow,
+    EarlyWeightRow,
     NoteRow,
     SenseContextRow,
     SenseRow,
     SignatureRow,
     SignatureWeightRow,
 )
+from sae_runtime.detector.context import is_declared
 from sae_runtime.detector.inspector import Inspector
 from sae_runtime.evaluation.planted import read_planted
 from sae_runtime.evaluation.prompts import calibration_prompts
@@ -71,7 +75,7 @@ def sense_purities(signatures: Mapping[str, Signature]) -> dict[int, float]:
     """Sense purity of each latent, mean over the concepts in whose held-out contexts it fired."""
     found: dict[int, list[float]] = {}
     for signature in signatures.values():
-        for column, purity in zip(signature.readout.columns, signature.purity, strict=True):
+        for column, purity in zip(signature.late.readout.columns, signature.purity, strict=True):
             if not math.isnan(purity):
                 found.setdefault(int(column), []).append(float(purity))
     return {index: sum(values) / len(values) for index, values in found.items()}
@@ -79,13 +83,9 @@ def sense_purities(signatures: Mapping[str, Signature]) -> dict[int, float]:
 
 def _concept_row(pack: str, concept: ConceptPack, signature: Signature, features: Mapping[int, int]) -> ConceptRow:
     cues = fit_cues(concept)
-    readout = signature.readout
+    late, early = signature.late.readout, signature.early.readout
     senses = []
     for number, (name, sense) in enumerate(concept.senses.items()):
-        weights = [
-            SignatureWeightRow(feature_id=features[int(column)], weight=float(weight))
-            for column, weight in zip(readout.columns, readout.weights[number], strict=True)
-        ]
         contexts = [
             SenseContextRow(text=context.text, start=context.start, end=context.end, held_out=held)
             for held in (False, True)
@@ -97,7 +97,20 @@ def _concept_row(pack: str, concept: ConceptPack, signature: Signature, features
                 gloss=sense.gloss,
                 domains=[domain.lower() for domain in sense.domains],
                 contexts=contexts,
-                signature=SignatureRow(bias=float(readout.bias[number]), weights=weights),
+                signature=SignatureRow(
+                    bias=float(late.bias[number]),
+                    weights=[
+                        SignatureWeightRow(feature_id=features[latent], weight=weight)
+                        for latent, weight in late.of_sense(number)
+                    ],
+                ),
+                early=EarlySignatureRow(
+                    bias=float(early.bias[number]),
+                    weights=[
+                        EarlyWeightRow(feature_id=features[latent], weight=weight)
+                        for latent, weight in early.of_sense(number)
+                    ],
+                ),
                 cues=[CueRow(stem=key, weight=weight) for key, weight in cues[name].items()],
                 notes=[NoteRow(text=sense.note)],
             )
@@ -106,10 +119,15 @@ def _concept_row(pack: str, concept: ConceptPack, signature: Signature, features
         slug=concept.concept,
         pack=pack,
         forms=[form.lower() for form in concept.forms],
-        site=signature.site,
+        site=signature.late.site,
         accuracy=signature.accuracy,
         read_below=NEVER[0],  # until calibrated
         intended_above=NEVER[1],
+        early=EarlyReadingRow(
+            read_below=NO_FLAGS.early_below,
+            intended_above=NO_FLAGS.early_above,
+            seconded_above=NO_FLAGS.seconded_above,
+        ),
         senses=senses,
     )
 
@@ -117,31 +135,45 @@ def _concept_row(pack: str, concept: ConceptPack, signature: Signature, features
 def calibrate(model: str, artefacts: Path, signatures: Mapping[str, Signature]) -> dict[str, Any]:
     """Choose the thresholds with ``artefacts`` and store them in their catalog; returns the card's figures."""
     inspector = Inspector.from_model(model, artefacts=artefacts)
-    # Cross-validated on the fit contexts, so that the held-out ones select nothing.
-    trusted = {slug for slug, fit in signatures.items() if fit.validation_accuracy >= MIN_READ_ACCURACY}
+    known = {concept.slug: concept for concept in inspector.view.concepts}
     prompts = [prompt for prompt in calibration_prompts() if prompt.concept in signatures]
     judged = [
-        Judged(
+        Both(
             prompt,
             mention.reading,
+            mention.early,
             mention.intended,
-            prompt.concept in trusted,
-            signatures[prompt.concept].own_sense_low,
+            is_declared(known[prompt.concept], prompt.domain),
+            _own_bound(signatures[prompt.concept].late),
+            _own_bound(signatures[prompt.concept].early),
         )
         for prompt, _, mention in read_planted(inspector, prompts, "calibrate")
         if mention
     ]
-    read_below, intended_above, figures = choose_thresholds(judged)
+    bounds, figures = choose_bounds(judged)
     engine = catalog_engine(artefacts / CATALOG_FILE, writable=True)
     with Session(engine) as session, session.begin():
-        for slug in trusted:
-            own = min(read_below, signatures[slug].own_sense_low)
-            thresholds = {"read_below": own, "intended_above": intended_above}
-            session.execute(update(ConceptRow).where(ConceptRow.slug == slug).values(**thresholds))
+        for row in session.scalars(select(ConceptRow)):
+            signature = signatures[row.slug]
+            row.read_below = min(bounds.read_below, _own_bound(signature.late))
+            row.intended_above = bounds.intended_above
+            assert row.early is not None  # noqa: S101 (see _concept_row)
+            row.early.read_below = min(bounds.early_below, _own_bound(signature.early))
+            row.early.intended_above = bounds.early_above
+            row.early.seconded_above = bounds.seconded_above
     engine.dispose()
     figures = {name: round(value, 4) for name, value in figures.items()}
-    thresholds = {"read_below": read_below, "intended_above": intended_above}
-    return {"calibration": {**thresholds, "prompts": len(judged), "concepts_that_flag": len(trusted), **figures}}
+    flagging = sum(_own_bound(s.late) >= 0 or _own_bound(s.early) >= 0 for s in signatures.values())
+    about = {"prompts": len(judged), "concepts_that_flag": flagging}
+    return {"calibration": {**bounds._asdict(), **about, **figures}}
+
+
+def _own_bound(fit: Fit) -> float:
+    """The most that a reading may give the intended sense of a misread; below zero where it reads too poorly to flag.
+
+    Cross-validated on the fit contexts, so that the held-out ones select nothing.
+    """
+    return fit.own_sense_low if fit.accuracy >= MIN_READ_ACCURACY else NEVER[0]
 
 
 def reading_figures(signatures: Mapping[str, Signature]) -> dict[str, Any]:
@@ -151,6 +183,8 @@ def reading_figures(signatures: Mapping[str, Signature]) -> dict[str, Any]:
     return {
         "reading_accuracy": round(sum(s.accuracy for s in fitted) / len(fitted), 4),
         "reading_accuracy_dense_probe": round(sum(s.dense_accuracy for s in fitted) / len(fitted), 4),
-        "reading_sites": {site: sum(s.site == site for s in fitted) for site in sorted({s.site for s in fitted})},
+        "reading_sites": {
+            site: sum(s.late.site == site for s in fitted) for site in sorted({s.late.site for s in fitted})
+        },
         "sense_purity": round(float(np.nanmean(purity)), 4),
     }

@@ -113,7 +113,7 @@ def masked_description(item: Description) -> Description:
 def _catalogued_latents(built: Built) -> list[int]:
     """Latents of all signatures, then those whose descriptions passed all gates, best ones first, up to the wanted
     number."""
-    chosen = {int(column) for signature in built.signatures.values() for column in signature.readout.columns}
+    chosen = {latent for signature in built.signatures.values() for latent in signature.latents}
     rest = [item for item in built.validations if item.index not in chosen and item.passed]
     rest.sort(key=lambda item: (-item.scores.balanced_accuracy, item.index))
     wanted = built.plan.config.concepts.catalogued_latents

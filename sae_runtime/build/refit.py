@@ -39,6 +39,9 @@ from sae_runtime.catalog.tables import (
     BuildRow,
     ConceptRow,
     CueRow,
+    EarlyReadingRow,
+    EarlySignatureRow,
+    EarlyWeightRow,
     FeatureRow,
     NoteRow,
     SenseContextRow,
@@ -52,14 +55,25 @@ from sae_runtime.engines.transformers import TransformersEngine
 from sae_runtime.errors import ArtefactError
 from sae_runtime.evaluation.notes import wordings
 from sae_runtime.paths import CARD_FILE, CATALOG_FILE, REPORT_JSON_FILE
-from sae_runtime.sae import load_sae
+from sae_runtime.sae import SAE, load_sae
 
 # Of concepts, each before what it refers to.
-_TABLES = (NoteRow, CueRow, SignatureWeightRow, SignatureRow, SenseContextRow, SenseRow, ConceptRow)
+_TABLES = (
+    NoteRow,
+    CueRow,
+    EarlyWeightRow,
+    EarlySignatureRow,
+    EarlyReadingRow,
+    SignatureWeightRow,
+    SignatureRow,
+    SenseContextRow,
+    SenseRow,
+    ConceptRow,
+)
 
 
 @dataclass(frozen=True)
-class _Refit:
+class Refit:
     """What is fitted anew: the artefacts, with the settings of the build that made them; packs by name."""
 
     artefacts: Artefacts
@@ -67,10 +81,36 @@ class _Refit:
     concepts: ConceptConfig
     packs: Packs
 
+    @classmethod
+    def of(cls, model: str, artefacts: Path | None, packs: list[str] | None) -> Refit:
+        """Open the artefacts and load the packs; for arguments and errors see :func:`refit`."""
+        found = Artefacts.open(model, folder=artefacts)
+        found.check_sae()
+        settings = _settings(found)
+        concepts = ConceptConfig.model_validate(settings["concepts"])
+        concepts = concepts.model_copy(update={"packs": packs or concepts.packs})
+        return cls(found, {**settings, "concepts": concepts.model_dump()}, concepts, load_packs(concepts.packs))
+
     @property
     def command(self) -> str:
         """What repeats it."""
         return f"sensecheck build concepts {self.artefacts.model.name}"
+
+    def sae(self) -> SAE:
+        """The artefacts' dictionary, as the build reads with it."""
+        return load_sae(self.artefacts.folder.absolute())
+
+    def read_contexts(self, workers: Workers) -> Stage:
+        """The finished stage with the features of all labelled sentences; what is missing of it is read."""
+        view, model = self.artefacts.view, self.artefacts.model
+        dictionary = stage_key(view.model.model_dump(), view.sae_fingerprint, view.layer, self.settings["dtype"])
+        stage = Stage(model.name, "contexts", contexts_key(dictionary, self.packs))
+        if not stage.done:
+            path, dtype = model.path.absolute(), compute_dtype(self.settings["dtype"])
+            engine = partial(TransformersEngine, path, view.layer, dtype=dtype)
+            job = Read(engine, path, partial(load_sae, self.artefacts.folder.absolute()))
+            run_contexts(stage, job, self.packs, workers)
+        return stage
 
 
 def refit(
@@ -98,16 +138,13 @@ def refit(
         PackError: a pack is absent or malformed.
         ModelError, ArtefactError, FingerprintError: something is absent, damaged, or belongs to something else.
     """
-    found = Artefacts.open(model, folder=artefacts)
-    found.check_sae()
-    target = (out or found.folder).resolve()
+    job = Refit.of(model, artefacts, packs)
+    target = (out or job.artefacts.folder).resolve()
     check_target(target)
-    settings = _settings(found)
-    concepts = ConceptConfig.model_validate(settings["concepts"])
-    concepts = concepts.model_copy(update={"packs": packs or concepts.packs})
-    job = _Refit(found, {**settings, "concepts": concepts.model_dump()}, concepts, load_packs(concepts.packs))
-    with only_build(found.model.name):
-        signatures = _fit(job, workers or LocalWorkers())
+    with only_build(job.artefacts.model.name):
+        contexts = job.read_contexts(workers or LocalWorkers())
+        allowed = sorted(job.artefacts.view.features)
+        signatures = fit_signatures(job.packs, contexts, job.sae(), allowed, job.concepts, job.settings["seed"])
         with staged(target) as staging:
             return _fill(job, signatures, staging)
 
@@ -123,19 +160,7 @@ def _settings(artefacts: Artefacts) -> dict[str, Any]:
         return dict(row.config)
 
 
-def _fit(job: _Refit, workers: Workers) -> dict[str, Signature]:
-    view, model = job.artefacts.view, job.artefacts.model
-    dictionary = stage_key(view.model.model_dump(), view.sae_fingerprint, view.layer, job.settings["dtype"])
-    contexts = Stage(model.name, "contexts", contexts_key(dictionary, job.packs))
-    open_sae = partial(load_sae, job.artefacts.folder.absolute())
-    if not contexts.done:
-        path, dtype = model.path.absolute(), compute_dtype(job.settings["dtype"])
-        engine = partial(TransformersEngine, path, view.layer, dtype=dtype)
-        run_contexts(contexts, Read(engine, path, open_sae), job.packs, workers)
-    return fit_signatures(job.packs, contexts, open_sae(), sorted(view.features), job.concepts, job.settings["seed"])
-
-
-def _fill(job: _Refit, signatures: dict[str, Signature], staging: Path) -> dict[str, Any]:
+def _fill(job: Refit, signatures: dict[str, Signature], staging: Path) -> dict[str, Any]:
     """Write everything to ``staging``; returns the card."""
     shutil.copytree(job.artefacts.folder, staging, dirs_exist_ok=True)
     catalog = staging / CATALOG_FILE

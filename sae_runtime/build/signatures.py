@@ -43,32 +43,53 @@ class Readout:
         """Scores ``[n, senses]`` of rows ``[n, all columns]``."""
         return x[:, self.columns] @ self.weights.T + self.bias
 
+    def of_sense(self, number: int) -> list[tuple[int, float]]:
+        """Columns and weights of one sense."""
+        return list(zip(self.columns.tolist(), self.weights[number].tolist(), strict=True))
+
     def scaled(self, factor: float) -> Readout:
         """The same readout with all scores multiplied."""
         return Readout(self.columns, self.weights * factor, self.bias * factor)
 
 
 @dataclass(frozen=True)
-class Signature:
-    """A fitted concept: where it is read, the calibrated readout, and how it does.
+class Fit:
+    """A calibrated readout at one site, with what cross-validation says of it on the fit contexts.
 
-    ``accuracy`` is on held-out contexts; ``validation_accuracy`` on out-of-fold fit contexts; ``dense_accuracy`` is a
-    dense logistic probe at the same site on the same held-out contexts. ``held_out_probabilities`` ``[n, senses]``.
-    ``own_sense_low``: 5 % quantile of the calibrated probability that fit contexts get, out-of-fold, for their own sense:
-    a mention that gets less for the sense that is meant is unlikely to be read in it.
-    ``purity`` ``[m]``: per feature the share of its activation on held-out contexts that lies in the sense it votes for
-    most; NaN where it was silent on all.
+    ``accuracy``: out-of-fold. ``likelihood``: of the out-of-fold scores, nats. ``own_sense_low``: 5 % quantile of the calibrated
+    probability that contexts get, out-of-fold, for their own sense: a mention that gets less for the sense that is meant is unlikely to
+    be read in it.
     """
 
     site: str
     readout: Readout
+    likelihood: float
     accuracy: float
-    validation_accuracy: float
-    dense_accuracy: float
     own_sense_low: float
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A fitted concept: where it is read best (``late``), how it is read at the mention alone (``early``), and how it does.
+
+    The readouts' columns are latents. ``accuracy`` is on held-out contexts; ``dense_accuracy`` is a
+    dense logistic probe at the same site on the same held-out contexts. ``held_out_probabilities`` ``[n, senses]``.
+    ``purity`` ``[m]``: per feature the share of its activation on held-out contexts that lies in the sense it votes for
+    most; NaN where it was silent on all.
+    """
+
+    late: Fit
+    early: Fit
+    accuracy: float
+    dense_accuracy: float
     held_out_probabilities: Array
     held_out_labels: NDArray[np.int64]
     purity: Array
+
+    @property
+    def latents(self) -> set[int]:
+        """All that are read."""
+        return {int(column) for fit in (self.late, self.early) for column in fit.readout.columns}
 
 
 def fit_signature(
@@ -81,42 +102,56 @@ def fit_signature(
     Args:
         data: features of the concept's sentences.
         directions: decoder directions by latent ``[width, d_model]``.
-        max_features: most latents that the signature reads.
+        max_features: most latents that each readout has.
         seed: of the folds.
         allowed: latents that it may read.
     """
     held = data.held_out.numpy()
     labels = data.labels.numpy()
     latents = np.array(sorted(allowed), dtype=np.int64)
-    directions = directions[latents]
-    best: tuple[float, str, float, Array] | None = None
-    for site in SITES:
-        x = data.sites[site].numpy()[~held][:, latents].astype(np.float64)
-        for penalty in _PENALTIES:
-            scores = _out_of_fold(x, labels[~held], directions, max_features, penalty, seed)
-            likelihood = log_likelihood(scores, labels[~held], temperature(scores, labels[~held]))
-            if best is None or likelihood > best[0] + 1e-9:
-                best = (likelihood, site, penalty, scores)
-    assert best is not None  # noqa: S101 (SITES is not empty)
-    _, site, penalty, scores = best
-    x = data.sites[site].numpy()[:, latents].astype(np.float64)
-    readout = fit_readout(x[~held], labels[~held], directions, max_features, penalty)
-    factor = temperature(scores, labels[~held])
-    readout = readout.scaled(factor)
-    own = np.exp(log_softmax(scores * factor, axis=1))[np.arange(len(scores)), labels[~held]]
-    probabilities = np.exp(log_softmax(readout.logits(x[held]), axis=1))
-    dense = data.dense[site].numpy().astype(np.float64)
+    features = {site: data.sites[site].numpy()[:, latents].astype(np.float64) for site in SITES}
+    fits = {
+        site: _fit(site, x[~held], labels[~held], directions[latents], max_features, seed)
+        for site, x in features.items()
+    }
+    late = max(fits.values(), key=lambda fit: round(fit.likelihood, 9))  # the first of equals
+    x = features[late.site][held]
+    probabilities = np.exp(log_softmax(late.readout.logits(x), axis=1))
+    dense = data.dense[late.site].numpy().astype(np.float64)
     return Signature(
-        site=site,
-        readout=replace(readout, columns=latents[readout.columns]),
+        late=_by_latent(late, latents),
+        early=_by_latent(fits["mention"], latents),
         accuracy=float((probabilities.argmax(1) == labels[held]).mean()),
-        validation_accuracy=float((scores.argmax(1) == labels[~held]).mean()),
         dense_accuracy=_dense_accuracy(dense[~held], labels[~held], dense[held], labels[held]),
-        own_sense_low=float(np.quantile(own, OWN_SENSE_SHARE)),
         held_out_probabilities=probabilities,
         held_out_labels=labels[held],
-        purity=_purity(readout, x[held], labels[held]),
+        purity=_purity(late.readout, x, labels[held]),
     )
+
+
+def _fit(site: str, x: Array, labels: NDArray[np.int64], directions: Array, max_features: int, seed: int) -> Fit:
+    """The readout of fit contexts ``[n, columns]`` with the likeliest penalty."""
+    best: tuple[float, float, float, Array] | None = None
+    for penalty in _PENALTIES:
+        scores = _out_of_fold(x, labels, directions, max_features, penalty, seed)
+        factor = temperature(scores, labels)
+        likelihood = log_likelihood(scores, labels, factor)
+        if best is None or likelihood > best[0] + 1e-9:
+            best = (likelihood, penalty, factor, scores)
+    assert best is not None  # noqa: S101 (_PENALTIES is not empty)
+    likelihood, penalty, factor, scores = best
+    own = np.exp(log_softmax(scores * factor, axis=1))[np.arange(len(scores)), labels]
+    return Fit(
+        site=site,
+        readout=fit_readout(x, labels, directions, max_features, penalty).scaled(factor),
+        likelihood=likelihood,
+        accuracy=float((scores.argmax(1) == labels).mean()),
+        own_sense_low=float(np.quantile(own, OWN_SENSE_SHARE)),
+    )
+
+
+def _by_latent(fit: Fit, latents: NDArray[np.int64]) -> Fit:
+    return replace(fit, readout=replace(fit.readout, columns=latents[fit.readout.columns]))
 
 
 def fit_readout(x: Array, labels: NDArray[np.int64], directions: Array, max_features: int, penalty: float) -> Readout:

@@ -58,10 +58,32 @@ class Sense:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class Early:
+    """The reading at the mention alone; see :class:`~sae_runtime.catalog.tables.EarlyReadingRow`.
+
+    ``biases`` and ``weights`` by feature index: one per sense of the concept, in their order.
+    """
+
+    read_below: float
+    intended_above: float
+    seconded_above: float
+    biases: tuple[float, ...]
+    weights: tuple[dict[int, float], ...]
+
+    def __post_init__(self) -> None:
+        for latent in {latent for own in self.weights for latent in own}:
+            check_latent(latent)
+        numbers = (weight for own in self.weights for weight in own.values())
+        thresholds = (self.read_below, self.intended_above, self.seconded_above)
+        check_finite((*thresholds, *self.biases, *numbers), "a number of an early reading")
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Concept:
     """A concept and its calibrated thresholds; see :class:`sae_runtime.catalog.tables.ConceptRow`.
 
-    ``declared``: the sense that the deployer's glossary says is meant; None for concepts of the catalog.
+    ``declared``: the sense that the deployer's glossary says is meant; None for concepts of the catalog. ``early``: None where
+    the mention alone is not read.
     """
 
     slug: str
@@ -74,6 +96,7 @@ class Concept:
     intended_above: float
     senses: tuple[Sense, ...]
     declared: str | None = None
+    early: Early | None = None
 
     def __post_init__(self) -> None:
         check_finite((self.read_below, self.intended_above), f"a threshold of concept '{cut(self.slug, 60)}'")

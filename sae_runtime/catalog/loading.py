@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Select, select
 
-from sae_runtime.catalog.entries import Concept, Feature, Sense
+from sae_runtime.catalog.entries import Concept, Early, Feature, Sense
 from sae_runtime.catalog.tables import (
     ConceptRow,
     CueRow,
+    EarlyReadingRow,
+    EarlySignatureRow,
+    EarlyWeightRow,
     FeatureRow,
     NoteRow,
     SaeRow,
@@ -51,7 +54,8 @@ def load_concepts(connection: Connection, ids: Collection[int] | None = None) ->
 
 
 def _concepts(connection: Connection, ids: list[int] | None) -> dict[int, Concept]:
-    senses = _senses(connection, ids)
+    senses, ids_of_senses = _senses(connection, ids)
+    early = _early(connection, ids, ids_of_senses)
     query = select(
         ConceptRow.id,
         ConceptRow.slug,
@@ -75,13 +79,14 @@ def _concepts(connection: Connection, ids: list[int] | None) -> dict[int, Concep
             read_below=row.read_below,
             intended_above=row.intended_above,
             senses=tuple(senses[row.id]),
+            early=early.get(row.id),
         )
         for row in rows
     }
 
 
-def _senses(connection: Connection, ids: list[int] | None) -> dict[int, list[Sense]]:
-    """The senses of each concept, in the catalog's order."""
+def _senses(connection: Connection, ids: list[int] | None) -> tuple[dict[int, list[Sense]], dict[int, list[int]]]:
+    """The senses of each concept in the catalog's order, and the ids of their rows."""
     notes: dict[int, Any] = {}
     for note in connection.execute(
         _of(ids, select(NoteRow.sense_id, NoteRow.text, NoteRow.enabled).join(SenseRow).order_by(NoteRow.id))
@@ -97,6 +102,7 @@ def _senses(connection: Connection, ids: list[int] | None) -> dict[int, list[Sen
     biases = {row.sense_id: row.bias for row in signatures}
     query = select(SenseRow.id, SenseRow.concept_id, SenseRow.slug, SenseRow.gloss, SenseRow.domains)
     found: dict[int, list[Sense]] = {}
+    rows: dict[int, list[int]] = {}
     for row in connection.execute(_of(ids, query.order_by(SenseRow.id))):
         sense = Sense(
             slug=row.slug,
@@ -109,7 +115,44 @@ def _senses(connection: Connection, ids: list[int] | None) -> dict[int, list[Sen
             noted=notes[row.id].enabled,
         )
         found.setdefault(row.concept_id, []).append(sense)
-    return found
+        rows.setdefault(row.concept_id, []).append(row.id)
+    return found, rows
+
+
+def _early(connection: Connection, ids: list[int] | None, senses: dict[int, list[int]]) -> dict[int, Early]:
+    """The early readings of those concepts that have one; ``senses``: ids of each concept's senses."""
+    thresholds = select(
+        EarlyReadingRow.concept_id,
+        EarlyReadingRow.read_below,
+        EarlyReadingRow.intended_above,
+        EarlyReadingRow.seconded_above,
+    )
+    rows = connection.execute(
+        thresholds if ids is None else thresholds.where(EarlyReadingRow.concept_id.in_(ids))
+    ).all()
+    if not rows:
+        return {}
+    signatures = select(EarlySignatureRow.sense_id, EarlySignatureRow.bias).join(
+        SenseRow, SenseRow.id == EarlySignatureRow.sense_id
+    )
+    biases = {row.sense_id: row.bias for row in connection.execute(_of(ids, signatures))}
+    query = (
+        select(EarlyWeightRow.sense_id, FeatureRow.index, EarlyWeightRow.weight)
+        .join(SenseRow, SenseRow.id == EarlyWeightRow.sense_id)
+        .outerjoin(FeatureRow, FeatureRow.id == EarlyWeightRow.feature_id)
+        .order_by(EarlyWeightRow.sense_id, EarlyWeightRow.feature_id)
+    )
+    weights = _by_sense(connection.execute(_of(ids, query)))
+    return {
+        row.concept_id: Early(
+            read_below=row.read_below,
+            intended_above=row.intended_above,
+            seconded_above=row.seconded_above,
+            biases=tuple(biases[sense] for sense in senses[row.concept_id]),
+            weights=tuple(weights.get(sense, {}) for sense in senses[row.concept_id]),
+        )
+        for row in rows
+    }
 
 
 def _weights(connection: Connection, ids: list[int] | None) -> dict[int, dict[int, float]]:
@@ -121,8 +164,13 @@ def _weights(connection: Connection, ids: list[int] | None) -> dict[int, dict[in
         .outerjoin(FeatureRow, FeatureRow.id == SignatureWeightRow.feature_id)
         .order_by(SignatureRow.id, SignatureWeightRow.feature_id)
     )
+    return _by_sense(connection.execute(_of(ids, query)))
+
+
+def _by_sense(rows: Iterable[Any]) -> dict[int, dict[int, float]]:
+    """Weights by sense and feature index of ``rows`` (sense, index, weight)."""
     found: dict[int, dict[int, float]] = {}
-    for sense, index, weight in connection.execute(_of(ids, query)):
+    for sense, index, weight in rows:
         if index is None:
             raise LookupError(f"sense {sense} reads a feature that is not there")
         found.setdefault(sense, {})[index] = weight

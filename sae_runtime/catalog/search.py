@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 from pydantic import BaseModel
-from sqlalchemy import ColumnElement, and_, or_, select
+from sqlalchemy import ColumnElement, and_, or_, select, union
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -16,6 +16,7 @@ from sae_runtime.catalog.location import CatalogLocation
 from sae_runtime.catalog.store import open_catalog, storable
 from sae_runtime.catalog.tables import (
     ConceptRow,
+    EarlyWeightRow,
     FeatureExampleRow,
     FeatureRow,
     SaeRow,
@@ -116,13 +117,13 @@ def _conditions(words: str) -> Iterator[tuple[Where, ColumnElement[bool]]]:
         yield "index", and_(FeatureRow.sae_id == sae_id, FeatureRow.index == int(words))
     texts = (FeatureRow.label, FeatureRow.description)
     yield "label", or_(*(text.icontains(words, autoescape=True) for text in texts))
-    users = (
-        select(SignatureWeightRow.feature_id)
-        .join(SignatureRow, SignatureRow.id == SignatureWeightRow.signature_id)
-        .join(SenseRow, SenseRow.id == SignatureRow.sense_id)
+    senses = (
+        select(SenseRow.id)
         .join(ConceptRow, ConceptRow.id == SenseRow.concept_id)
         .where(ConceptRow.slug.icontains(words.replace(" ", "_"), autoescape=True))  # slugs are written so
     )
-    yield "concept", FeatureRow.id.in_(users)
+    late = select(SignatureWeightRow.feature_id).join(SignatureRow).where(SignatureRow.sense_id.in_(senses))
+    early = select(EarlyWeightRow.feature_id).where(EarlyWeightRow.sense_id.in_(senses))
+    yield "concept", FeatureRow.id.in_(union(late, early))
     contexts = select(FeatureExampleRow.feature_id).where(FeatureExampleRow.text.icontains(words, autoescape=True))
     yield "context", FeatureRow.id.in_(contexts)

@@ -143,7 +143,8 @@ class ConceptRow(Base):
 
     ``site`` names the reading position. ``accuracy`` is the reading's accuracy on held-out contexts, ``text_accuracy``
     that of the text matcher where it does not abstain. A mention is flagged when the reading gives the intended sense
-    at most ``read_below`` and the intended source gives it at least ``intended_above``.
+    at most ``read_below`` and the intended source gives it at least ``intended_above``; see :mod:`sae_runtime.detector.rule`
+    for what ``early`` adds.
     """
 
     __tablename__ = "concepts"
@@ -157,6 +158,7 @@ class ConceptRow(Base):
     read_below: Mapped[float]
     intended_above: Mapped[float]
     senses: Mapped[list[SenseRow]] = relationship(order_by="SenseRow.id", back_populates="concept")
+    early: Mapped[EarlyReadingRow | None] = relationship()
 
 
 class SenseRow(Base):
@@ -172,6 +174,7 @@ class SenseRow(Base):
     concept: Mapped[ConceptRow] = relationship(back_populates="senses")
     contexts: Mapped[list[SenseContextRow]] = relationship(order_by="SenseContextRow.id")
     signature: Mapped[SignatureRow] = relationship()
+    early: Mapped[EarlySignatureRow | None] = relationship()
     cues: Mapped[list[CueRow]] = relationship()
     notes: Mapped[list[NoteRow]] = relationship(order_by="NoteRow.id")
 
@@ -206,6 +209,39 @@ class SignatureWeightRow(Base):
     feature_id: Mapped[int] = mapped_column(ForeignKey("features.id"), primary_key=True)
     weight: Mapped[float]
     feature: Mapped[FeatureRow] = relationship()
+
+
+class EarlyReadingRow(Base):
+    """Thresholds of a concept's *early* reading: at the mention alone, where the model has not seen what follows.
+
+    ``read_below`` and ``intended_above`` as in :class:`ConceptRow`; ``seconded_above``: what the words and the later reading
+    together must give.
+    """
+
+    __tablename__ = "early_readings"
+    concept_id: Mapped[int] = mapped_column(ForeignKey("concepts.id"), primary_key=True)
+    read_below: Mapped[float]
+    intended_above: Mapped[float]
+    seconded_above: Mapped[float]
+
+
+class EarlySignatureRow(Base):
+    """The readout of one sense at the mention; as :class:`SignatureRow`."""
+
+    __tablename__ = "early_signatures"
+    sense_id: Mapped[int] = mapped_column(ForeignKey("senses.id"), primary_key=True)
+    bias: Mapped[float]
+    weights: Mapped[list[EarlyWeightRow]] = relationship(order_by="EarlyWeightRow.feature_id")
+
+
+class EarlyWeightRow(Base):
+    """Weight of one feature in an early signature."""
+
+    __tablename__ = "early_weights"
+    __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012 (read by SQLAlchemy)
+    sense_id: Mapped[int] = mapped_column(ForeignKey("early_signatures.sense_id"), primary_key=True)
+    feature_id: Mapped[int] = mapped_column(ForeignKey("features.id"), primary_key=True)
+    weight: Mapped[float]
 
 
 class CueRow(Base):

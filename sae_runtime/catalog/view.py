@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import func, select
+from sqlalchemy import func, select, union
 from sqlalchemy.orm import Session
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
@@ -26,6 +26,7 @@ from sae_runtime.catalog.stored import CatalogConnection, StoredConcepts, Stored
 from sae_runtime.catalog.tables import (
     BuildRow,
     ConceptRow,
+    EarlyWeightRow,
     FeatureExampleRow,
     FeatureRow,
     FeatureValidationRow,
@@ -202,12 +203,14 @@ def feature_detail(location: CatalogLocation | str, index: int, *, sae: str | No
         row = session.scalars(select(FeatureRow).where(of_owner, FeatureRow.index == index)).first()
         if row is None:
             return None
+        readers = union(
+            select(SignatureRow.sense_id).join(SignatureRow.weights).where(SignatureWeightRow.feature_id == row.id),
+            select(EarlyWeightRow.sense_id).where(EarlyWeightRow.feature_id == row.id),
+        )
         concepts = session.scalars(
             select(ConceptRow.slug).distinct()
             .join(SenseRow, SenseRow.concept_id == ConceptRow.id)
-            .join(SignatureRow, SignatureRow.sense_id == SenseRow.id)
-            .join(SignatureWeightRow, SignatureWeightRow.signature_id == SignatureRow.id)
-            .where(SignatureWeightRow.feature_id == row.id)
+            .where(SenseRow.id.in_(readers))
         )  # fmt: skip
         examples = session.scalars(
             select(FeatureExampleRow)

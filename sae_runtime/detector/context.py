@@ -20,6 +20,8 @@ from sae_runtime.catalog.view import Concept
 # Log-odds that a declared domain adds to its senses. Strong, but three clear cues for another sense outweigh it.
 DOMAIN_LOGIT = 4.0
 PICKED = "your choice"
+SECONDED = "what the model makes of it later"
+"""Evidence beside the words, where the late reading seconds them."""
 MAX_WORD = 64
 """Characters of the longest word that counts as one: stems of longer ones are neither computed nor remembered."""
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
@@ -89,6 +91,13 @@ def intended_senses(
         scores.append(score)
         evidence[sense.slug] = reasons
     return dict(zip(evidence, softmax(scores), strict=True)), evidence
+
+
+def is_declared(concept: Concept, domain: str | None) -> bool:
+    """Whether the deployer's glossary or ``domain`` says which sense of ``concept`` is meant."""
+    return concept.declared is not None or (
+        domain is not None and any(domain.lower() in sense.domains for sense in concept.senses)
+    )
 
 
 def _first_after(places: Places, key: str, end: int) -> str | None:

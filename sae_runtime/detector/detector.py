@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.catalog.stored import KEPT_CONCEPTS, Recent
 from sae_runtime.catalog.view import CatalogView, Concept
-from sae_runtime.detector.context import Places, intended_senses, softmax, stem_places
+from sae_runtime.detector.context import SECONDED, Places, intended_senses, is_declared, softmax, stem_places
 from sae_runtime.detector.imitations import find_imitations
 from sae_runtime.detector.mentions import Mention, MentionFinder
 from sae_runtime.detector.notes import render_note
 from sae_runtime.detector.results import FeatureActivation, Imitation, MentionReading, Misread, Reading, TokenReading
+from sae_runtime.detector.rule import Verdict, judge
 from sae_runtime.detector.sites import TokenPlaces
 from sae_runtime.engines.chat import ChatEncoder, ChatMessage, EncodedChat
 from sae_runtime.engines.features import PromptFeatures
@@ -33,11 +35,15 @@ _DECIDING_FEATURES = 5
 
 @dataclass(frozen=True)
 class PlacedMention:
-    """A mention in message number ``message``, read over the prompt tokens ``tokens`` (empty: they were cut off)."""
+    """A mention in message number ``message``, read over the prompt tokens ``tokens`` (empty: they were cut off).
+
+    ``own``: the mention's own tokens, where it is read early.
+    """
 
     mention: Mention
     message: int
     tokens: range
+    own: range
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ class Detector:
         self.context_length = context_length
         self._finder = finder or MentionFinder(view.concepts)
         self.view = replace(view, concepts=self._finder.concepts)
-        self._readouts: Recent[str, Readout] = Recent(KEPT_CONCEPTS)
+        self._readouts: Recent[str, _Readouts] = Recent(KEPT_CONCEPTS)
 
     @cached_property
     def width(self) -> int:
@@ -143,10 +149,11 @@ class Detector:
                 Mention(concepts[hit.key], hit.start, hit.end),
                 message,
                 places.site(concepts[hit.key].site, message, hit.start, hit.end),
+                places.site("mention", message, hit.start, hit.end),
             )
             for message, hit in found
         ]
-        needed = {latent for placed in mentions for latent in self._readout(placed).latents.tolist()}
+        needed = {latent for placed in mentions for one in self._of(placed) if one for latent in one.latents.tolist()}
         return Plan(
             messages=messages,
             chat=chat,
@@ -204,11 +211,11 @@ class Detector:
                     f"'{sense}' cannot be picked: '{concept}' {senses}.", "Pick one of a concept's senses."
                 )
 
-    def _readout(self, placed: PlacedMention) -> Readout:
+    def _of(self, placed: PlacedMention) -> _Readouts:
         concept = placed.mention.concept
         known, missing = self._readouts.get([concept.slug])
         if missing:
-            known = {concept.slug: Readout.of(concept)}
+            known = {concept.slug: _Readouts(Readout.of(concept), Readout.early(concept))}
             self._readouts.put(known)
         return known[concept.slug]
 
@@ -217,10 +224,9 @@ class Detector:
     ) -> tuple[MentionReading, Misread | None]:
         concept, start, end = placed.mention.concept, placed.mention.start, placed.mention.end
         text = plan.messages[placed.message]["content"]
-        readout = self._readout(placed)
-        # A glossary's term may have no latents at all, when nothing told its sentences apart; its bias says "unknown".
-        pooled = np.zeros(0) if features is None else features.pooled_at(placed.tokens, readout.latents)
-        reading = readout.senses(pooled)
+        late, first = self._of(placed)
+        reading, pooled = _read(late, features, placed.tokens)
+        early, pooled_early = _read(first, features, placed.own) if first else (None, np.zeros(0))
         picked = plan.picks.get(concept.slug)
         intended, evidence = intended_senses(concept, places, end, plan.domain, picked)
         place = {
@@ -230,24 +236,27 @@ class Detector:
             "start": start,
             "end": end,
         }
-        result = MentionReading.model_validate({**place, "reading": _rounded(reading), "intended": _rounded(intended)})
-        verdict = misread_senses(concept, reading, intended)
+        probabilities = {"reading": _rounded(reading), "early": _rounded(early or {}), "intended": _rounded(intended)}
+        result = MentionReading.model_validate({**place, **probabilities})
+        verdict = judge(concept, reading, intended, early, declared=is_declared(concept, plan.domain))
         if picked is not None:
-            verdict = max(reading, key=reading.__getitem__), picked
+            read_as = max(reading, key=reading.__getitem__)
+            verdict = Verdict(read_as, picked, reading[read_as], intended[picked])
         if verdict is None:
             return result, None
-        read_as, meant = verdict
-        sense = next(sense for sense in concept.senses if sense.slug == meant)
+        sense = next(sense for sense in concept.senses if sense.slug == verdict.intended)
         if not sense.noted and picked is None:  # its note was tried and did not help
             return result, None
+        decided = (first, pooled_early) if verdict.early and first else (late, pooled)
         why = {
-            "read_as": read_as,
-            "intended": meant,
-            "p_read_as": round(reading[read_as], 4),
-            "p_intended": round(intended[meant], 4),
-            "evidence": evidence[meant],
+            "read_as": verdict.read_as,
+            "intended": verdict.intended,
+            "p_read_as": round(verdict.p_read_as, 4),
+            "p_intended": round(verdict.p_intended, 4),
+            "early": verdict.early,
+            "evidence": [*evidence[verdict.intended], *([SECONDED] if verdict.seconded else [])],
             "note": render_note(sense.note, text[start:end]),
-            "features": self._deciding(readout, pooled, read_as, meant),
+            "features": self._deciding(*decided, verdict.read_as, verdict.intended),
         }
         return result, Misread.model_validate({**place, **why})
 
@@ -288,13 +297,22 @@ class Readout:
 
     @classmethod
     def of(cls, concept: Concept) -> Readout:
-        """The readout of ``concept``."""
-        latents = sorted({latent for sense in concept.senses for latent in sense.weights})
+        """The readout of ``concept`` at its site."""
+        return cls._made(concept, [sense.weights for sense in concept.senses], [sense.bias for sense in concept.senses])
+
+    @classmethod
+    def early(cls, concept: Concept) -> Readout | None:
+        """The readout of ``concept`` at the mention alone, if it has one."""
+        return cls._made(concept, concept.early.weights, concept.early.biases) if concept.early else None
+
+    @classmethod
+    def _made(cls, concept: Concept, weights: Sequence[dict[int, float]], biases: Sequence[float]) -> Readout:
+        latents = sorted({latent for own in weights for latent in own})
         return cls(
             slugs=[sense.slug for sense in concept.senses],
             latents=np.array(latents, dtype=np.int64),
-            weights=np.array([[sense.weights.get(latent, 0.0) for latent in latents] for sense in concept.senses]),
-            bias=np.array([sense.bias for sense in concept.senses]),
+            weights=np.array([[own.get(latent, 0.0) for latent in latents] for own in weights]),
+            bias=np.array(biases),
         )
 
     def senses(self, pooled: NDArray[np.float64]) -> dict[str, float]:
@@ -303,23 +321,20 @@ class Readout:
         return dict(zip(self.slugs, softmax(scores.tolist()), strict=True))
 
 
-def misread_senses(concept: Concept, reading: dict[str, float], intended: dict[str, float]) -> tuple[str, str] | None:
-    """The misread rule with the concept's calibrated thresholds; see :func:`disagreement`."""
-    return disagreement(reading, intended, concept.read_below, concept.intended_above)
+class _Readouts(NamedTuple):
+    """Of one concept."""
+
+    late: Readout
+    early: Readout | None
 
 
-def disagreement(
-    reading: dict[str, float], intended: dict[str, float], read_below: float, intended_above: float
-) -> tuple[str, str] | None:
-    """The misread rule: (read as, intended), or None to abstain.
-
-    Flags when the intended source is sure of a sense (at least ``intended_above``) and the reading gives that very
-    sense little (at most ``read_below``). Both thresholds are calibrated; between them nothing is said.
-    """
-    meant = max(intended, key=intended.__getitem__)
-    read_as = max(reading, key=reading.__getitem__)
-    sure = intended[meant] >= intended_above and reading[meant] <= read_below
-    return (read_as, meant) if sure and read_as != meant else None
+def _read(
+    readout: Readout, features: PromptFeatures | None, tokens: range
+) -> tuple[dict[str, float], NDArray[np.float64]]:
+    """Probabilities by sense, and the pooled features ``[m]`` that they come from."""
+    # A glossary's term may have no latents at all, when nothing told its sentences apart; its bias says "unknown".
+    pooled = np.zeros(0) if features is None else features.pooled_at(tokens, readout.latents)
+    return readout.senses(pooled), pooled
 
 
 def _activation(labels: Mapping[int, str], index: int, value: float) -> FeatureActivation:

@@ -33,7 +33,8 @@ class TokenReading(_Result):
 class MentionReading(_Result):
     """One mention of a concept: ``text`` is ``content[start:end]`` of message number ``message``.
 
-    ``reading`` is what the model understood, ``intended`` what is meant; both are probabilities by sense.
+    ``reading`` is what the model understood, ``early`` what it took the mention for before it saw what follows (empty where that is
+    not read), ``intended`` what is meant; all are probabilities by sense.
     """
 
     concept: str
@@ -42,13 +43,15 @@ class MentionReading(_Result):
     start: int
     end: int
     reading: dict[str, float]
+    early: dict[str, float] = {}
     intended: dict[str, float]
 
 
 class Misread(_Result):
     """A mention whose reading and intended sense disagree: what was read, what is meant, the note, what decided.
 
-    With a sense that the user picked it is here however it was read; ``evidence`` says so.
+    With a sense that the user picked it is here however it was read; ``evidence`` says so. ``early``: ``read_as`` is what the mention was
+    taken for at first, before the model saw what follows.
     """
 
     concept: str
@@ -60,6 +63,7 @@ class Misread(_Result):
     intended: str
     p_read_as: float
     p_intended: float
+    early: bool = False
     evidence: list[str]
     note: str
     features: list[FeatureActivation]

@@ -214,18 +214,21 @@ def flags(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Per kind of prompt, and for all planted ones: how flags do.
 
     ``source_right``: the intended source's likeliest sense is the planted one. ``misread``: share where the reading's likeliest sense
-    is another one. ``precision``: share of flags that name the planted sense, all kinds together also counting flags on
-    plain prompts. ``recall``: of all planted prompts; ``recall_of_misreads``: of those that are misread.
+    is another one; ``misread_at_first``: the early reading's. ``precision``: share of flags that name the planted sense, all kinds together also counting flags on
+    plain prompts. ``recall``: of all planted prompts; ``recall_of_misreads``: of those that are misread, at first or later.
     """
     kinds = np.array(results["kind"])
     intended = np.array(results["intended"])
     flag = np.array([-1 if value is None else value for value in results["flag"]])
-    read = np.array([-1 if row is None else int(np.argmax(row)) for row in results["reading"]])
-    source = np.array([-1 if row is None else int(np.argmax(row)) for row in results["source"]])
+    read, source = _likeliest(results["reading"]), _likeliest(results["source"])
+    first = _likeliest(results["early"])
+    first = np.where(first < 0, read, first)  # concepts without an early reading
     rows = []
     for name in (*dict.fromkeys(results["kind"]), "planted"):
         own = kinds != "plain" if name == "planted" else kinds == name
         right, raised, misread = (flag == intended) & own, (flag >= 0) & own, (read != intended) & own
+        at_first = (first != intended) & own
+        either = misread | at_first
         counted = raised | ((flag >= 0) & (kinds == "plain")) if name == "planted" else raised
         rows.append(
             {
@@ -234,18 +237,22 @@ def flags(results: dict[str, Any]) -> list[dict[str, Any]]:
                 "kind": name,
                 "prompts": int(own.sum()),
                 "source_right": round(float((source == intended)[own].mean()), 4),
+                "misread_at_first": round(float(at_first.sum() / own.sum()), 4),
                 "misread": round(float(misread.sum() / own.sum()), 4),
                 "flagged": round(float(raised.sum() / own.sum()), 4),
                 "precision": round(float(right.sum() / counted.sum()), 4) if counted.any() else None,
                 "recall": round(float(right.sum() / own.sum()), 4) if name != "plain" else None,
                 "recall_of_misreads": (
-                    round(float((right & misread).sum() / misread.sum()), 4)
-                    if name != "plain" and misread.any()
-                    else None
+                    round(float((right & either).sum() / either.sum()), 4) if name != "plain" and either.any() else None
                 ),
             }
         )
     return rows
+
+
+def _likeliest(tables: Sequence[list[float] | None]) -> NDArray[np.int64]:
+    """Numbers of the likeliest senses; -1 where nothing was read."""
+    return np.array([-1 if row is None else int(np.argmax(row)) for row in tables])
 
 
 def sources(results: dict[str, Any]) -> list[dict[str, Any]]:

@@ -34,6 +34,7 @@ class FlagRow:
 
     prompt: PlantedPrompt
     reading: dict[str, float] | None
+    early: dict[str, float] | None
     intended: dict[str, float] | None
     flag: Misread | None
     elsewhere: int
@@ -65,6 +66,7 @@ def flag_rows(inspector: Inspector, prompts: Sequence[PlantedPrompt]) -> list[Fl
             FlagRow(
                 prompt=prompt,
                 reading=mention.reading if mention else None,
+                early=(mention.early or None) if mention else None,
                 intended=mention.intended if mention else None,
                 flag=own[0] if own else None,
                 elsewhere=len(reading.misreads) - len(own),
@@ -88,6 +90,7 @@ def flag_results(rows: Sequence[FlagRow], answers: Answers | None) -> dict[str, 
         "concept": [row.prompt.concept for row in rows],
         "intended": [row.meaning.right for row in rows],
         "reading": [row.reading and list(row.reading.values()) for row in rows],
+        "early": [row.early and list(row.early.values()) for row in rows],
         "source": [row.intended and list(row.intended.values()) for row in rows],
         "flag": [names.index(row.flag.intended) if row.flag else None for row, names in zip(rows, senses, strict=True)],
         "elsewhere": [row.elsewhere for row in rows],

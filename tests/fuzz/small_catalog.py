@@ -30,7 +30,10 @@ _KEPT = {
     "cues": f"{_OF_CONCEPTS} AND length(stem) > 6",
     "notes": _OF_CONCEPTS,
     "signature_weights": "signature_id IN (SELECT id FROM signatures) AND feature_id % 16 = 0",
-    "features": "id IN (SELECT feature_id FROM signature_weights)",
+    "early_readings": "concept_id IN (SELECT id FROM concepts)",
+    "early_signatures": _OF_CONCEPTS,
+    "early_weights": f"{_OF_CONCEPTS} AND feature_id % 16 = 0",
+    "features": "id IN (SELECT feature_id FROM signature_weights UNION SELECT feature_id FROM early_weights)",
     "feature_examples": "feature_id IN (SELECT id FROM features) AND id % 4 = 0",
     "feature_validations": "feature_id IN (SELECT id FROM features)",
 }  # in the order in which they are thinned out

@@ -34,7 +34,7 @@ def card_html(
 ) -> str:
     """The card of mention ``number``; buttons carry what they do in ``data-`` attributes (see pane.js)."""
     glosses = lookup.glosses(mention.concept, glossary)
-    parts = [_heading(mention, misread, choices), _senses(mention, glosses)]
+    parts = [_heading(mention, misread, choices), _senses(mention, misread, glosses)]
     if misread:
         parts += [_why(misread, glosses), f'<p class="sc-note">{escape(misread.note)}</p>']
     parts.append(_actions(mention, misread, glosses, choices))
@@ -53,20 +53,23 @@ def _heading(mention: MentionReading, misread: Misread | None, choices: Choices)
     elif chosen:
         verdict = "noted, as you chose"
     else:
-        verdict = "probably misread"
+        verdict = "probably misread at first" if misread.early else "probably misread"
     return f'<h3><span aria-hidden="true">{"⚑ " if misread else ""}</span>{escape(mention.text)} <small>{verdict}</small></h3>'
 
 
-def _senses(mention: MentionReading, glosses: Mapping[str, str]) -> str:
+def _senses(mention: MentionReading, misread: Misread | None, glosses: Mapping[str, str]) -> str:
+    """The senses with their shares; the first impression has a column where the flag rests on it."""
+    columns = [("the model read", "read", mention.reading), ("you seem to mean", "meant", mention.intended)]
+    if misread and misread.early:
+        columns.insert(0, ("the model read at first", "read", mention.early))
     rows = "".join(
-        f'<tr><th scope="row">{escape(glosses.get(sense, "") or sense)}</th><td>{_bar(share, "read")}</td>'
-        f"<td>{_bar(mention.intended.get(sense, 0.0), 'meant')}</td></tr>"
-        for sense, share in sorted(mention.reading.items(), key=lambda item: -item[1])
+        f'<tr><th scope="row">{escape(glosses.get(sense, "") or sense)}</th>'
+        + "".join(f"<td>{_bar(shares.get(sense, 0.0), kind)}</td>" for _, kind, shares in columns)
+        + "</tr>"
+        for sense, _ in sorted(mention.reading.items(), key=lambda item: -item[1])
     )
-    return (
-        '<table class="sc-senses"><thead><tr><th scope="col">it can mean</th><th scope="col">the model read</th>'
-        f'<th scope="col">you seem to mean</th></tr></thead><tbody>{rows}</tbody></table>'
-    )
+    heads = "".join(f'<th scope="col">{name}</th>' for name in ("it can mean", *(name for name, _, _ in columns)))
+    return f'<table class="sc-senses"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
 
 
 def _bar(share: float, kind: str) -> str:

@@ -138,7 +138,8 @@ def _show(report: dict[str, Any], result: Annotated) -> None:
         console.print("[green]Nothing is flagged.[/]")
     for misread in reading.misreads:
         console.print(
-            f"[bold red]misread[/] [bold]{_safe(misread.text)}[/]: read as {_safe(misread.read_as)} ({misread.p_read_as:.0%}), "
+            f"[bold red]misread[/] [bold]{_safe(misread.text)}[/]: read as {_safe(misread.read_as)} "
+            f"{'at first ' if misread.early else ''}({misread.p_read_as:.0%}), "
             f"meant {_safe(misread.intended)} ({misread.p_intended:.0%})"
         )
         console.print(f"  because of {_safe(', '.join(misread.evidence)) or 'the context'}")

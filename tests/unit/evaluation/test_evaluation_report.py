@@ -118,6 +118,7 @@ def planted() -> dict[str, Any]:
         "concept": list("abcdef"),
         "intended": [0, 0, 0, 1, 1, 1],
         "reading": [[0.1, 0.9], [0.2, 0.8], [0.9, 0.1], [0.1, 0.9], None, [0.4, 0.6]],
+        "early": [None, None, None, None, None, [0.4, 0.6]],
         "source": [[0.9, 0.1]] * 3 + [[0.1, 0.9]] * 3,
         "flag": [0, None, None, None, None, 0],
         "elsewhere": [0] * 6,

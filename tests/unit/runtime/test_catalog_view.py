@@ -16,12 +16,16 @@ from sqlalchemy import inspect, select
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import flag_modified
 
+from sae_runtime.catalog.entries import Early
 from sae_runtime.catalog.location import CatalogLocation
-from sae_runtime.catalog.store import catalog_engine, create_catalog
+from sae_runtime.catalog.store import catalog_engine, create_catalog, open_catalog
 from sae_runtime.catalog.tables import (
     BuildRow,
     ConceptRow,
     CueRow,
+    EarlyReadingRow,
+    EarlySignatureRow,
+    EarlyWeightRow,
     FeatureExampleRow,
     FeatureRow,
     NoteRow,
@@ -31,6 +35,7 @@ from sae_runtime.catalog.tables import (
     SignatureWeightRow,
 )
 from sae_runtime.catalog.view import CatalogView, Feature, feature_detail, latest_build
+from sae_runtime.detector.detector import Readout
 from sae_runtime.errors import CatalogError
 from sae_runtime.models import ModelFingerprint
 
@@ -93,6 +98,26 @@ def test_signature_weights_are_keyed_by_latent_of_the_full_dictionary(catalog: C
     assert (money.bias, money.weights, river.weights) == (0.5, {70: 1.5}, {9: -2.0})
     assert (money.cues, money.domains) == ({"moneystem": 1.25}, frozenset({"money studies"}))
     assert money.note == "{mention} is money"
+
+
+def test_an_early_reading_is_loaded_with_the_senses_in_their_order(location: CatalogLocation) -> None:
+    write_catalog(location)
+    with open_catalog(location, writable=True) as session:
+        concept = session.scalars(select(ConceptRow)).one()
+        money, river = concept.senses
+        feature = session.scalars(select(FeatureRow).where(FeatureRow.index == 9)).one()
+        concept.early = EarlyReadingRow(read_below=0.3, intended_above=0.9, seconded_above=0.95)
+        river.early = EarlySignatureRow(bias=1.5, weights=[EarlyWeightRow(feature_id=feature.id, weight=-3.0)])
+        money.early = EarlySignatureRow(bias=-1.5)
+        session.commit()
+    (read,) = CatalogView.load(location).concepts
+    assert read.early == Early(
+        read_below=0.3, intended_above=0.9, seconded_above=0.95, biases=(-1.5, 1.5), weights=({}, {9: -3.0})
+    )
+    assert Readout.early(read).latents.tolist() == [9]  # type: ignore[union-attr]
+    detail = feature_detail(location, 9)
+    assert detail is not None
+    assert len(detail.concepts) == 1
 
 
 def test_contexts_are_counted_by_concept(catalog: CatalogLocation) -> None:

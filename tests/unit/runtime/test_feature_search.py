@@ -78,7 +78,10 @@ def test_a_feature_is_found_once_and_the_limit_holds(catalog: CatalogLocation) -
 
 def test_a_concept_finds_the_features_that_its_signatures_read(shipped: CatalogLocation) -> None:
     idiom = next(concept for concept in CatalogView.load(shipped).concepts if concept.slug == "break_the_ice")
-    read = {index for sense in idiom.senses for index in sense.weights}
+    assert idiom.early is not None
+    read = {
+        index for weights in (*(sense.weights for sense in idiom.senses), *idiom.early.weights) for index in weights
+    }
     hits = search_features(shipped, "Break the Ice", limit=1_000)
     assert {hit.index for hit in hits if hit.where == "concept"} == read
 

@@ -13,7 +13,8 @@ from sklearn.linear_model import Ridge
 from small_glossaries import LEAD, term
 
 from sae_runtime.catalog.view import Concept
-from sae_runtime.detector.detector import Readout, misread_senses
+from sae_runtime.detector.detector import Readout
+from sae_runtime.detector.rule import judge
 from sae_runtime.glossary.compile import (
     _RIDGE,
     MEANT,
@@ -133,8 +134,8 @@ def test_a_term_that_can_be_told_apart_is_read_right(seed: int) -> None:
         reading = read(concept, fresh)
         assert (reading[MEANT] > 0.9) == is_meant
         assert sum(reading.values()) == pytest.approx(1)
-        verdict = misread_senses(concept, reading, DECLARED)
-        assert verdict == (None if is_meant else (OTHER, MEANT))
+        verdict = judge(concept, reading, DECLARED)
+        assert (verdict and verdict[:2]) == (None if is_meant else (OTHER, MEANT))
 
 
 def test_a_term_becomes_a_concept_of_what_is_meant_and_the_rest() -> None:
@@ -155,7 +156,7 @@ def test_a_term_that_cannot_be_told_apart_never_flags(examples: int, seed: int, 
     assert concept.accuracy < MIN_ACCURACY
     pooled = scale * np.abs(np.random.default_rng(seed).normal(size=8))
     for certain in ({MEANT: 0.0, OTHER: 1.0}, read(concept, pooled)):
-        assert misread_senses(concept, certain, {MEANT: 1.0, OTHER: 0.0}) is None
+        assert judge(concept, certain, {MEANT: 1.0, OTHER: 0.0}) is None
 
 
 @pytest.mark.parametrize("others", [MIN_EXAMPLES, 9, MAX_EXAMPLES])
@@ -163,7 +164,7 @@ def test_many_sentences_on_one_side_do_not_make_a_term_that_cannot_be_told_apart
     rows = [True] * MIN_EXAMPLES + [False] * others
     concept = fit_term(term(), labelled(rows), np.ones((len(rows), 8)))
     assert concept.accuracy < MIN_ACCURACY
-    assert misread_senses(concept, {MEANT: 0.0, OTHER: 1.0}, {MEANT: 1.0, OTHER: 0.0}) is None
+    assert judge(concept, {MEANT: 0.0, OTHER: 1.0}, {MEANT: 1.0, OTHER: 0.0}) is None
 
 
 def test_labels_that_contradict_the_features_are_not_trusted() -> None:
@@ -172,7 +173,7 @@ def test_labels_that_contradict_the_features_are_not_trusted() -> None:
     ]  # half of each side fires as the other
     concept = fit_term(term(), labelled(SIDES), separable(crossed, 0, width=6))
     assert concept.accuracy < MIN_ACCURACY
-    assert misread_senses(concept, {MEANT: 0.0, OTHER: 1.0}, {MEANT: 1.0, OTHER: 0.0}) is None
+    assert judge(concept, {MEANT: 0.0, OTHER: 1.0}, {MEANT: 1.0, OTHER: 0.0}) is None
 
 
 def test_made_sentences_do_not_count_for_the_accuracy() -> None:

@@ -4,26 +4,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sae_runtime.build.calibrate import (
     _INTENDED_ABOVE,
     _READ_BELOW,
     MAX_FALSE_FLAGS,
+    MIN_PRECISION,
+    NO_FLAGS,
+    Both,
+    Bounds,
     Judged,
+    _Table,
+    choose_bounds,
     choose_thresholds,
     flag_figures,
 )
+from sae_runtime.catalog.entries import Early
 from sae_runtime.catalog.view import Concept, Sense
-from sae_runtime.detector.detector import Readout, misread_senses
+from sae_runtime.detector.detector import Readout
+from sae_runtime.detector.rule import Senses, agreed, judge
 from sae_runtime.evaluation.prompts import PlantedPrompt
 
 shares = st.floats(0, 1)
+
+
+def misread_senses(concept: Concept, reading: Senses, intended: Senses) -> tuple[str, str] | None:
+    """Read as and intended, of a concept that is read late alone."""
+    verdict = judge(concept, reading, intended)
+    return (verdict.read_as, verdict.intended) if verdict else None
 
 
 def table(first: float) -> dict[str, float]:
@@ -155,3 +170,96 @@ def test_false_flags_stay_within_the_limit_even_when_no_listed_pair_does() -> No
     below, above, figures = choose_thresholds(items)
     assert figures["false_flag_rate_plain"] <= MAX_FALSE_FLAGS
     assert flag_figures(items, below, above)["false_flag_rate_plain"] <= MAX_FALSE_FLAGS
+
+
+EARLY = Early(read_below=0.2, intended_above=0.8, seconded_above=0.9, biases=(0.0, 0.0), weights=({}, {}))
+
+
+@pytest.mark.parametrize(
+    ("early", "late", "intended", "declared", "verdict"),
+    [
+        # Undeclared: the first impression counts, and the words must be sure of the other sense ...
+        (0.1, 0.9, 0.85, False, ("second", "first", True, False)),
+        (0.3, 0.9, 0.85, False, None),
+        # ... or be seconded by what the model makes of it later.
+        (0.1, 0.9, 0.6, False, ("second", "first", True, True)),
+        (0.1, 0.5, 0.6, False, None),
+        # The late reading alone is not judged by words: what both say together is the second sense, as at first.
+        (0.9, 0.1, 0.85, False, None),
+        # Declared: both readings count, and nothing need second it.
+        (0.9, 0.1, 0.85, True, ("second", "first", False, False)),
+        (0.1, 0.9, 0.85, True, ("second", "first", True, False)),
+        (0.1, 0.9, 0.6, True, None),
+    ],
+)
+def test_what_the_early_reading_adds(
+    make_concept: Callable[..., Concept],
+    early: float,
+    late: float,
+    intended: float,
+    declared: bool,
+    verdict: tuple[str, str, bool, bool] | None,
+) -> None:
+    concept = make_concept(read_below=0.2, intended_above=0.8, early=EARLY)
+    found = judge(concept, table(late), table(intended), table(early), declared=declared)
+    assert (found and (found.read_as, found.intended, found.early, found.seconded)) == verdict
+
+
+@given(shares, shares)
+def test_witnesses_that_agree_make_it_surer_and_an_unsure_one_changes_nothing(one: float, other: float) -> None:
+    both = agreed(table(one), table(other))
+    assert sum(both.values()) == pytest.approx(1)
+    assert both["first"] == pytest.approx(agreed(table(other), table(one))["first"])
+    if one > 0.5 and other > 0.5:
+        assert both["first"] >= max(one, other) - 1e-9
+    assert agreed(table(one), table(0.5))["first"] == pytest.approx(one, abs=1e-9)
+
+
+both_prompts = st.builds(
+    lambda kind, late, early, intended, declared, low, meant: Both(
+        judged(kind, 0.5, 0.5, meant=meant).prompt, table(late), table(early), table(intended), declared, *low
+    ),
+    st.sampled_from(["garden-path", "domain", "plain"]),
+    shares,
+    shares,
+    shares,
+    st.booleans(),
+    st.tuples(st.sampled_from([-1.0, 0.1, 0.6]), st.sampled_from([-1.0, 0.1, 0.6])),
+    st.sampled_from(["first", "second"]),
+)
+grid = st.builds(
+    Bounds,
+    *(
+        st.sampled_from(values)
+        for values in (_READ_BELOW, _INTENDED_ABOVE, _READ_BELOW, _INTENDED_ABOVE, _INTENDED_ABOVE)
+    ),
+)
+
+
+@given(st.lists(both_prompts, min_size=1, max_size=8), grid)
+def test_the_calibrated_rule_is_the_served_one(
+    make_concept: Callable[..., Concept], prompts: list[Both], bounds: Bounds
+) -> None:
+    flagged, right = _Table(prompts).flags(bounds)
+    for one, flag, hit in zip(prompts, flagged, right, strict=True):
+        early = replace(
+            EARLY,
+            read_below=min(bounds.early_below, one.early_below),
+            intended_above=bounds.early_above,
+            seconded_above=bounds.seconded_above,
+        )
+        concept = make_concept(
+            read_below=min(bounds.read_below, one.late_below), intended_above=bounds.intended_above, early=early
+        )
+        served = judge(concept, one.reading, one.intended, one.early, declared=one.declared)
+        assert flag == (served is not None)
+        assert hit == (served is not None and served.intended == one.prompt.intended)
+
+
+@settings(max_examples=3, deadline=None)  # each goes through the whole grid
+@given(st.lists(both_prompts, min_size=1, max_size=12))
+def test_chosen_bounds_keep_the_limits_or_flag_nothing(prompts: list[Both]) -> None:
+    bounds, figures = choose_bounds(prompts)
+    assert figures == _Table(prompts).figures(bounds)
+    assert figures["false_flag_rate_plain"] <= MAX_FALSE_FLAGS
+    assert (bounds == NO_FLAGS and not figures["flags"]) or figures["precision"] >= MIN_PRECISION

@@ -86,12 +86,12 @@ def test_a_signature_reads_only_allowed_latents_at_the_site_that_tells_the_sense
     )
     allowed = [latent for latent in range(LATENTS) if latent != 4]
     fit = fit_signature(data, directions(seed), max_features=20, seed=0, allowed=allowed)
-    assert fit.site == good
-    assert set(fit.readout.columns) <= set(allowed)
+    assert fit.late.site == good
+    assert fit.latents <= set(allowed)
     assert fit.held_out_probabilities.sum(1) == pytest.approx(1)
     right = fit.held_out_probabilities.argmax(1) == fit.held_out_labels
     assert fit.accuracy == pytest.approx(right.mean())
     assert fit.accuracy > 0.6  # chance is a third
-    assert 0 <= fit.own_sense_low < 1
+    assert 0 <= fit.late.own_sense_low < 1
     again = fit_signature(data, directions(seed), max_features=20, seed=0, allowed=allowed)
-    assert np.array_equal(again.readout.weights, fit.readout.weights)
+    assert np.array_equal(again.late.readout.weights, fit.late.readout.weights)

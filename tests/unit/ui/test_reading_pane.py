@@ -64,6 +64,20 @@ class Tags(HTMLParser):
         return {attrs["data-action"] for _, attrs in self.tags if "data-action" in attrs}
 
 
+def test_a_first_impression_has_a_column_where_the_flag_rests_on_it(lookup: Lookup) -> None:
+    one = exchange()
+    assert "at first" not in reading_html(one, lookup)
+    reading = one.annotated.reading  # type: ignore[union-attr]
+    assert reading is not None
+    mention = reading.mentions[0].model_copy(update={"early": {"device": 0.64, "animal": 0.36}})
+    misread = reading.misreads[0].model_copy(update={"early": True})
+    early = reading.model_copy(update={"mentions": [mention], "misreads": [misread]})
+    html = reading_html(replace(one, annotated=Annotated([], [misread.note], early, None)), lookup)
+    assert "probably misread at first" in html
+    assert "the model read at first" in html
+    assert "64%" in html
+
+
 @pytest.mark.parametrize("flagged", [True, False])
 def test_nothing_of_prompt_or_catalog_becomes_markup(lookup: Lookup, flagged: bool) -> None:
     one = exchange(flagged=flagged)

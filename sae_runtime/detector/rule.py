@@ -1,0 +1,80 @@
+"""The misread rule: when what the model read and what is meant disagree enough to say so.
+
+A mention has up to two readings. The *late* one, at the site that reads the concept best, is what the model made of it in the
+end; the *early* one, at the mention alone, is what it took it for before it saw what follows. What is meant comes from a source that never
+looks inside the model: what the deployer declares, or else the words behind the mention.
+
+- What is *declared* stands against both readings: wherever the model takes the word otherwise, it does not know what was declared.
+- Where nothing is declared, the words stand against the early reading alone, and so does their product with the late reading: in a
+  garden path the model itself corrects its first impression, which makes it a second witness. (The words alone against the late reading name
+  the wrong sense too often.)
+
+All thresholds are calibrated; between them nothing is said. A concept without an early reading has the late one judged by either source.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sae_runtime.catalog.entries import Concept
+
+Senses = dict[str, float]
+"""Probabilities by sense."""
+
+
+class Verdict(NamedTuple):
+    """A misread: the sense that was read and the one that is meant, with their probabilities.
+
+    ``early``: the early reading was judged. ``seconded``: what is meant rests on the late reading, too.
+    """
+
+    read_as: str
+    intended: str
+    p_read_as: float
+    p_intended: float
+    early: bool = False
+    seconded: bool = False
+
+
+def judge(
+    concept: Concept, reading: Senses, intended: Senses, early: Senses | None = None, *, declared: bool = False
+) -> Verdict | None:
+    """The rule with the concept's thresholds; None to abstain.
+
+    Args:
+        concept: what is mentioned.
+        reading: the late reading.
+        intended: what the source says.
+        early: the early reading, if the concept has one.
+        declared: whether the deployer declared the sense, by domain or glossary.
+    """
+    late = disagreement(reading, intended, concept.read_below, concept.intended_above)
+    if concept.early is None or early is None:
+        return late
+    if declared and late:
+        return late
+    bounds = concept.early
+    first = disagreement(early, intended, bounds.read_below, bounds.intended_above)
+    if first or declared:
+        return first and first._replace(early=True)
+    both = disagreement(early, agreed(intended, reading), bounds.read_below, bounds.seconded_above)
+    return both and both._replace(early=True, seconded=True)
+
+
+def disagreement(reading: Senses, intended: Senses, read_below: float, intended_above: float) -> Verdict | None:
+    """One reading against one source.
+
+    Flags when the source is sure of a sense (at least ``intended_above``) and the reading gives that very sense little (at most
+    ``read_below``).
+    """
+    meant = max(intended, key=intended.__getitem__)
+    read_as = max(reading, key=reading.__getitem__)
+    sure = intended[meant] >= intended_above and reading[meant] <= read_below
+    return Verdict(read_as, meant, reading[read_as], intended[meant]) if sure and read_as != meant else None
+
+
+def agreed(one: Senses, other: Senses) -> Senses:
+    """What two independent witnesses say together: the product of their probabilities, normalised."""
+    product = {sense: one[sense] * other[sense] + 1e-12 for sense in one}
+    total = sum(product.values())
+    return {sense: value / total for sense, value in product.items()}
