@@ -221,7 +221,7 @@ def flags(results: dict[str, Any]) -> list[dict[str, Any]]:
     intended = np.array(results["intended"])
     flag = np.array([-1 if value is None else value for value in results["flag"]])
     read, source = _likeliest(results["reading"]), _likeliest(results["source"])
-    first = _likeliest(results["early"])
+    first = _likeliest(results.get("early") or [None] * len(read))  # results of earlier versions have none
     first = np.where(first < 0, read, first)  # concepts without an early reading
     rows = []
     for name in (*dict.fromkeys(results["kind"]), "planted"):
