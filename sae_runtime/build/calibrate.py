@@ -90,7 +90,7 @@ class _Table:
 
     def flags(self, bounds: Bounds) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Which prompts are flagged, and which of these flags name the planted sense."""
-        words = self._declared & self._late.apart(bounds.read_below, bounds.intended_above)
+        words = self._late.apart(bounds.read_below, bounds.intended_above)
         words |= self._early.apart(bounds.early_below, bounds.early_above)
         both = ~words & ~self._declared & self._seconded.apart(bounds.early_below, bounds.seconded_above)
         return words | both, (words & self._late.right) | (both & self._seconded.right)

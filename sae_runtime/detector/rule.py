@@ -4,12 +4,11 @@ A mention has up to two readings. The *late* one, at the site that reads the con
 end; the *early* one, at the mention alone, is what it took it for before it saw what follows. What is meant comes from a source that never
 looks inside the model: what the deployer declares, or else the words behind the mention.
 
-- What is *declared* stands against both readings: wherever the model takes the word otherwise, it does not know what was declared.
-- Where nothing is declared, the words stand against the early reading alone, and so does their product with the late reading: in a
-  garden path the model itself corrects its first impression, which makes it a second witness. (The words alone against the late reading name
-  the wrong sense too often.)
+- The source stands against both readings, the late one first.
+- Where nothing is declared, the product of what the words say with the late reading stands against the early one, too: in a garden path the
+  model itself corrects its first impression, which makes it a second witness.
 
-All thresholds are calibrated; between them nothing is said. A concept without an early reading has the late one judged by either source.
+All thresholds are calibrated, together; between them nothing is said. A concept without an early reading has the late one alone.
 """
 
 from __future__ import annotations
@@ -49,9 +48,7 @@ def judge(
         declared: whether the deployer declared the sense, by domain or glossary.
     """
     late = disagreement(reading, intended, concept.read_below, concept.intended_above)
-    if concept.early is None or early is None:
-        return late
-    if declared and late:
+    if late or concept.early is None or early is None:
         return late
     bounds = concept.early
     first = disagreement(early, intended, bounds.read_below, bounds.intended_above)

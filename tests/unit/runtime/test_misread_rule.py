@@ -184,10 +184,12 @@ EARLY = Early(read_below=0.2, intended_above=0.8, seconded_above=0.9, biases=(0.
         # ... or be seconded by what the model makes of it later.
         (0.1, 0.9, 0.6, False, ("second", "first", True, True)),
         (0.1, 0.5, 0.6, False, None),
-        # The late reading alone is not judged by words: what both say together is the second sense, as at first.
-        (0.9, 0.1, 0.85, False, None),
-        # Declared: both readings count, and nothing need second it.
-        (0.9, 0.1, 0.85, True, ("second", "first", False, False)),
+        # The late reading comes first.
+        (0.9, 0.1, 0.85, False, ("second", "first", False, False)),
+        (0.1, 0.1, 0.85, False, ("second", "first", False, False)),
+        # What both say together is the second sense, as at first.
+        (0.1, 0.1, 0.6, False, None),
+        # Declared: nothing need second it.
         (0.1, 0.9, 0.85, True, ("second", "first", True, False)),
         (0.1, 0.9, 0.6, True, None),
     ],
