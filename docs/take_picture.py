@@ -14,7 +14,7 @@ from ui.backend import open_backend
 from ui.page.app import Door, build_page, start_page
 
 PICTURE = Path(__file__).with_name("chat.png")
-EXAMPLE = "a mouse (the animal)"
+EXAMPLE = "scales (in music)"
 _ANSWER = 120_000  # milliseconds
 
 

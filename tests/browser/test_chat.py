@@ -16,8 +16,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.server]
 def test_a_first_visit_says_what_the_page_does_and_an_example_shows_it(chat: Chat) -> None:
     expect(chat.page.locator("#sc-reading")).to_contain_text("your words appear here as it read")
     chat.picture("first-visit")
-    chat.page.get_by_role("button", name="a mouse (the animal)").click()
-    expect(chat.page.locator("#sc-chat .user").first).to_contain_text("clean my mouse")
+    chat.page.get_by_role("button", name="scales (in music)").click()
+    expect(chat.page.locator("#sc-chat .user").first).to_contain_text("make my scales")
     expect(chat.page.locator(".sc-word").first).to_be_visible(timeout=SLOW)
     assert chat.answered()
 

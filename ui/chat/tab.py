@@ -26,11 +26,11 @@ _HEIGHT = 430  # pixels of both columns; fixed, so that nothing moves while answ
 _MAX_DOMAIN = 64  # characters, as the server takes them
 _TURN: dict[str, Any] = {**QUIET, "concurrency_id": "turn", "concurrency_limit": TURNS_AT_ONCE}
 EXAMPLES = [  # what the button says, prompt, declared domain; the last one is read as it is meant
-    ("a mouse (the animal)", "How often should I clean my mouse?", "biology"),
+    ("scales (in music)", "How can I make my scales more accurate without spending hours on them?", "music"),
     (
-        "a pitcher at a picnic",
-        "The pitcher took a nasty knock at Saturday's baseball picnic, and now lemonade leaks through a crack near the "
-        "handle. Which glue is food safe?",
+        "a jam on the sofa",
+        "The kids got stuck in the jam again, all ten fingers, and some of it is on the sofa too. How do I get strawberry "
+        "stains out of linen?",
         "",
     ),
     ("a bass on the stairs", "The bass was too heavy to carry up the stairs. What should I do?", ""),
