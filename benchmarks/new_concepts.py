@@ -52,7 +52,7 @@ def main(model: Annotated[str, typer.Argument(help="Built-in name, folder or hub
     print(
         f"{job.artefacts.model.name}: {len(gaps)} concepts, {np.mean(lost):.1f} latents of their own each. "
         f"Held-out accuracy {np.mean(with_them):.4f}, as a new concept {np.mean(with_them) + np.mean(gaps):.4f} "
-        f"({np.mean(gaps):+.4f}, {low:+.4f} to {high:+.4f})."
+        f"({np.mean(gaps) + 0.0:+.4f}, {low:+.4f} to {high:+.4f})."
     )
 
 
