@@ -16,7 +16,7 @@ import numpy as np
 import typer
 
 from benchmarks.table import show
-from sae_runtime.catalog.packs import ConceptPack, load_packs
+from sae_runtime.catalog.packs import ConceptPack, concepts_of, load_packs
 from sae_runtime.catalog.view import Concept
 from sae_runtime.detector import Inspector
 from sae_runtime.detector.detector import Readout
@@ -104,9 +104,7 @@ def main(
 ) -> None:
     """Compile, read, print."""
     reader = Reader(Inspector.from_model(model, artefacts=artefacts))
-    packs = [pack for group in load_packs(["homographs", "arithmetic", "figurative"]).values() for pack in group][
-        :limit
-    ]
+    packs = concepts_of(load_packs(["homographs", "arithmetic", "figurative"]))[:limit]
     results: dict[int, list[tuple[Concept, list[tuple[bool, float]]]]] = {shots: [] for shots in _SHOTS}
     with progress("glossary", len(packs)) as advance:
         for pack in packs:

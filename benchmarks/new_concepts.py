@@ -12,6 +12,7 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from sqlalchemy import select
 
 from sae_runtime.build.contexts import load_contexts
 from sae_runtime.build.refit import Refit
@@ -19,6 +20,7 @@ from sae_runtime.build.signatures import fit_signature
 from sae_runtime.build.workers import LocalWorkers
 from sae_runtime.catalog.store import open_catalog
 from sae_runtime.catalog.tables import FeatureRow
+from sae_runtime.detector.detector import Readout
 from sae_runtime.evaluation.scoring import interval
 from sae_runtime.models import DEFAULT_MODEL
 from sae_runtime.progress import progress
@@ -28,10 +30,11 @@ def main(model: Annotated[str, typer.Argument(help="Built-in name, folder or hub
     """Fit every concept without the latents that it alone reads."""
     job = Refit.of(model, None, None)
     with open_catalog(job.artefacts.catalog) as session:
-        described = {row.index for row in session.query(FeatureRow).filter(FeatureRow.validated)}
+        described = set(session.scalars(select(FeatureRow.index).where(FeatureRow.validated)))
     reads = {
-        concept.slug: {latent for sense in concept.senses for latent in sense.weights}
-        | {latent for own in (concept.early.weights if concept.early else ()) for latent in own}
+        concept.slug: {
+            latent for one in (Readout.of(concept), Readout.early(concept)) if one for latent in one.latents.tolist()
+        }
         for concept in job.artefacts.view.concepts
     }
     readers = Counter(latent for own in reads.values() for latent in own)

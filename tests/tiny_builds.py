@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from tiny_models import sentences
 
@@ -20,6 +21,15 @@ LAYER, WIDTH, K, BATCH, EPOCHS = 1, 96, 6, 256, 2
 CATALOGUED = 80
 # Fitting all concepts of even the smallest pack would take most of the time.
 CONCEPTS = ("mean", "share", "sum", "times")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Threads only wait for each other in models as small as these."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @contextmanager

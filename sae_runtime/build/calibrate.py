@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_runtime.detector.rule import Senses, agreed, disagreement
+from sae_runtime.detector.rule import Senses, agreed, disagreement, likeliest
 from sae_runtime.evaluation.prompts import PlantedPrompt
 
 MAX_FALSE_FLAGS = 0.015
@@ -97,15 +97,7 @@ class _Table:
 
     def figures(self, bounds: Bounds) -> dict[str, float]:
         """As :func:`flag_figures`."""
-        flagged, right = self.flags(bounds)
-        planted, raised = int((~self._plain).sum()), int(flagged.sum())
-        found = int((right & ~self._plain).sum())
-        return {
-            "precision": found / raised if raised else 0.0,
-            "recall": found / planted if planted else 0.0,
-            "flags": raised,
-            "false_flag_rate_plain": float(flagged[self._plain].mean()) if self._plain.any() else 0.0,
-        }
+        return _figures(*self.flags(bounds), self._plain)
 
 
 @dataclass(frozen=True)
@@ -122,7 +114,7 @@ class _Against:
     def of(cls, rows: Sequence[tuple[Senses, Senses, float, str]]) -> _Against:
         """From readings, sources, own bounds and planted senses."""
         verdicts = [disagreement(reading, source, 1.0, 0.0) for reading, source, _, _ in rows]
-        meant = [max(source, key=source.__getitem__) for _, source, _, _ in rows]
+        meant = [likeliest(source) for _, source, _, _ in rows]
         return cls(
             given=np.array(
                 [row[0][sense] if v else np.inf for row, sense, v in zip(rows, meant, verdicts, strict=True)]
@@ -181,13 +173,19 @@ def choose_thresholds(judged: list[Judged]) -> tuple[float, float, dict[str, flo
 def flag_figures(judged: list[Judged], read_below: float, intended_above: float) -> dict[str, float]:
     """Precision and recall of flags against the planted senses; a flag counts as right when it names the planted one."""
     flags = [(item.prompt, item.flagged(read_below, intended_above)) for item in judged]
-    planted = [(prompt, meant) for prompt, meant in flags if prompt.kind != "plain"]
-    plain = [meant for prompt, meant in flags if prompt.kind == "plain"]
-    right = sum(meant == prompt.intended for prompt, meant in planted)
-    raised = sum(meant is not None for _, meant in flags)
+    return _figures(
+        np.array([meant is not None for _, meant in flags], dtype=bool),
+        np.array([meant == prompt.intended for prompt, meant in flags], dtype=bool),
+        np.array([prompt.kind == "plain" for prompt, _ in flags], dtype=bool),
+    )
+
+
+def _figures(flagged: NDArray[np.bool_], right: NDArray[np.bool_], plain: NDArray[np.bool_]) -> dict[str, float]:
+    """Of prompts of which some are ``flagged``, some of these with the ``right`` sense, and some are ``plain``."""
+    raised, planted, found = int(flagged.sum()), int((~plain).sum()), int((right & ~plain).sum())
     return {
-        "precision": right / raised if raised else 0.0,
-        "recall": right / len(planted) if planted else 0.0,
+        "precision": found / raised if raised else 0.0,
+        "recall": found / planted if planted else 0.0,
         "flags": raised,
-        "false_flag_rate_plain": sum(meant is not None for meant in plain) / len(plain) if plain else 0.0,
+        "false_flag_rate_plain": int(flagged[plain].sum()) / int(plain.sum()) if plain.any() else 0.0,
     }

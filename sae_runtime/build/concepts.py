@@ -14,11 +14,11 @@ from threadpoolctl import threadpool_limits
 
 from sae_runtime.build.calibrate import MIN_READ_ACCURACY, NEVER, NO_FLAGS, Both, choose_bounds
 from sae_runtime.build.config import ConceptConfig
-from sae_runtime.build.contexts import Packs, load_contexts
+from sae_runtime.build.contexts import load_contexts
 from sae_runtime.build.cues import fit_cues
 from sae_runtime.build.signatures import Fit, Signature, fit_signature
 from sae_runtime.build.stages import Stage
-from sae_runtime.catalog.packs import ConceptPack
+from sae_runtime.catalog.packs import ConceptPack, Packs, concepts_of
 from sae_runtime.catalog.store import catalog_engine
 from sae_runtime.catalog.tables import (
     ConceptRow,
@@ -45,7 +45,7 @@ def fit_signatures(
     packs: Packs, contexts: Stage, sae: SAE, allowed: list[int], settings: ConceptConfig, seed: int
 ) -> dict[str, Signature]:
     """Signatures of all concepts by slug, over the latents ``allowed`` of ``sae``, from a finished stage *contexts*."""
-    concepts = [concept for group in packs.values() for concept in group]
+    concepts = concepts_of(packs)
     directions = sae.directions().double().numpy()
     signatures = {}
     # Thousands of tiny regressions: threads would only wait for each other.
@@ -88,8 +88,7 @@ def _concept_row(pack: str, concept: ConceptPack, signature: Signature, features
     for number, (name, sense) in enumerate(concept.senses.items()):
         contexts = [
             SenseContextRow(text=context.text, start=context.start, end=context.end, held_out=held)
-            for held in (False, True)
-            for context in sense.labelled(held_out=held)
+            for held, context in sense.all_labelled()
         ]
         senses.append(
             SenseRow(
@@ -174,6 +173,12 @@ def _own_bound(fit: Fit) -> float:
     Cross-validated on the fit contexts, so that the held-out ones select nothing.
     """
     return fit.own_sense_low if fit.accuracy >= MIN_READ_ACCURACY else NEVER[0]
+
+
+def concept_counts(packs: Packs) -> dict[str, int]:
+    """How many concepts and senses there are, for the card."""
+    concepts = concepts_of(packs)
+    return {"concepts": len(concepts), "senses": sum(len(concept.senses) for concept in concepts)}
 
 
 def reading_figures(signatures: Mapping[str, Signature]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +12,12 @@ from torch import Tensor
 
 from sae_runtime.build.stages import Stage, read_tensors, stage_key, write_tensors
 from sae_runtime.build.workers import Workers, complete
-from sae_runtime.catalog.packs import ConceptPack
+from sae_runtime.catalog.packs import ConceptPack, Packs, concepts_of
 from sae_runtime.detector.sites import SITES, site_tokens
 from sae_runtime.engines.chat import ChatEncoder
 from sae_runtime.engines.features import encode_prompt
 from sae_runtime.engines.transformers import TransformersEngine
 from sae_runtime.sae import SAE
-
-Packs = Mapping[str, Sequence[ConceptPack]]
-"""Concept packs by name."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +39,7 @@ class ContextFeatures:
 
 def contexts_key(dictionary: str, packs: Packs) -> str:
     """Changes with the ``dictionary`` (a key of it and of its model) and with the labelled texts."""
-    concepts = [concept for group in packs.values() for concept in group]
-    texts = [[c.concept, s.contexts, s.held_out] for c in concepts for s in c.senses.values()]
+    texts = [[c.concept, s.contexts, s.held_out] for c in concepts_of(packs) for s in c.senses.values()]
     return stage_key(dictionary, texts, SITES)
 
 
@@ -76,7 +72,7 @@ class Read:
 
 def run_contexts(stage: Stage, job: Read, packs: Packs, workers: Workers) -> None:
     """Read every labelled context as a user message; one file per concept, so that an interrupted run resumes."""
-    concepts = [concept for group in packs.values() for concept in group]
+    concepts = concepts_of(packs)
     tasks = [ConceptTask(_file(stage, concept.concept), concept) for concept in concepts]
     complete(workers, job, tasks, "contexts")
     stage.finish({"concepts": len(concepts)})
@@ -103,8 +99,7 @@ def _capture(concept: ConceptPack, engine: TransformersEngine, encoder: ChatEnco
     items = [
         (label, held, context)
         for label, sense in enumerate(concept.senses.values())
-        for held in (False, True)
-        for context in sense.labelled(held_out=held)
+        for held, context in sense.all_labelled()
     ]
     chats = [encoder.encode([{"role": "user", "content": context.text}]) for _, _, context in items]
     order = sorted(range(len(items)), key=lambda i: len(chats[i].token_ids))

@@ -78,8 +78,7 @@ def _fill(built: Built, staging: Path) -> dict[str, Any]:
     """Write everything to ``staging``; returns the card."""
     chosen = _catalogued_latents(built)
     save_sae(_shipped(built, chosen).to(dtype=torch.bfloat16), staging)
-    catalog = staging / CATALOG_FILE
-    engine = create_catalog(catalog)
+    engine = create_catalog(staging / CATALOG_FILE)
     with Session(engine) as session, session.begin():
         sae_row = _add_sources(session, built, fingerprint_sae(staging))
         features = _add_features(session, sae_row, built, chosen)
@@ -88,20 +87,32 @@ def _fill(built: Built, staging: Path) -> dict[str, Any]:
     calibrated = calibrate(str(built.plan.model.path), staging, built.signatures)
     figures = {**card_figures(built), **reading_figures(built.signatures), **calibrated}
     card = make_card(built, figures, chosen, fingerprint_sae(staging))
-    engine = catalog_engine(catalog, writable=True)
-    with Session(engine) as session, session.begin():
-        session.add(_build_row(built, card))
-    engine.dispose()
-    seal_catalog(catalog)
-    (staging / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n", "utf-8")
-    write_report(report_of(built, card, chosen), staging)
+    settings = built.plan.config.model_dump(mode="json")
+    settings["corpus"].pop("root")  # a path of the machine that built it
+    complete(staging, settings, card, report_of(built, card, chosen))
     return card
 
 
-def package_versions() -> dict[str, str]:
-    """Versions of what a catalog's figures may depend on, by package, and Python's."""
+def complete(staging: Path, settings: dict[str, Any], card: dict[str, Any], report: dict[str, Any]) -> None:
+    """The last of artefacts in ``staging``: provenance in the catalog, its seal, the card, the report.
+
+    Args:
+        staging: holds SAE and catalog.
+        settings: configuration of the build.
+        card, report: see :mod:`sae_runtime.build.report`.
+    """
     packages = ("torch", "transformers", "scikit-learn", "numpy", "sqlalchemy")
-    return {name: importlib.metadata.version(name) for name in packages} | {"python": platform.python_version()}
+    versions = {name: importlib.metadata.version(name) for name in packages} | {"python": platform.python_version()}
+    row = BuildRow(
+        sae_id=1, created_at=datetime.now(UTC), config=settings, data=card["data"], versions=versions, figures=card
+    )
+    engine = catalog_engine(staging / CATALOG_FILE, writable=True)
+    with Session(engine) as session, session.begin():
+        session.add(row)
+    engine.dispose()
+    seal_catalog(staging / CATALOG_FILE)
+    (staging / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n", "utf-8")
+    write_report(report, staging)
 
 
 def masked_description(item: Description) -> Description:
@@ -186,16 +197,3 @@ def _sentence(built: Built, item: Description, checked: Validation) -> str:
     if not checked.passed:
         return f"No description passed validation. Strongest on “{item.label}”."
     return written_sentence(built.writer, item) if built.writer else item.sentence
-
-
-def _build_row(built: Built, card: dict[str, Any]) -> BuildRow:
-    settings = built.plan.config.model_dump(mode="json")
-    settings["corpus"].pop("root")  # a path of the machine that built it
-    return BuildRow(
-        sae_id=1,
-        created_at=datetime.now(UTC),
-        config=settings,
-        data=card["data"],
-        versions=package_versions(),
-        figures=card,
-    )

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,22 +19,21 @@ from sqlalchemy.orm import Session
 from sae_runtime.build.concepts import (
     add_concepts,
     calibrate,
+    concept_counts,
     fit_signatures,
     reading_figures,
     sense_purities,
 )
 from sae_runtime.build.config import ConceptConfig
-from sae_runtime.build.contexts import Packs, Read, contexts_key, run_contexts
+from sae_runtime.build.contexts import Read, contexts_key, run_contexts
 from sae_runtime.build.folders import check_target, staged
-from sae_runtime.build.publish import package_versions
-from sae_runtime.build.report.page import write_report
+from sae_runtime.build.publish import complete
 from sae_runtime.build.signatures import Signature
 from sae_runtime.build.stages import Stage, only_build, stage_key
 from sae_runtime.build.workers import LocalWorkers, Workers
-from sae_runtime.catalog.packs import ConceptPack, load_packs
-from sae_runtime.catalog.store import catalog_engine, open_catalog, seal_catalog
+from sae_runtime.catalog.packs import ConceptPack, Packs, concepts_of, load_packs
+from sae_runtime.catalog.store import catalog_engine
 from sae_runtime.catalog.tables import (
-    BuildRow,
     ConceptRow,
     CueRow,
     EarlyReadingRow,
@@ -49,6 +46,7 @@ from sae_runtime.catalog.tables import (
     SignatureRow,
     SignatureWeightRow,
 )
+from sae_runtime.catalog.view import latest_build
 from sae_runtime.detector.artefacts import Artefacts
 from sae_runtime.engines.dtype import compute_dtype
 from sae_runtime.engines.transformers import TransformersEngine
@@ -78,7 +76,6 @@ class Refit:
 
     artefacts: Artefacts
     settings: dict[str, Any]
-    concepts: ConceptConfig
     packs: Packs
 
     @classmethod
@@ -86,10 +83,19 @@ class Refit:
         """Open the artefacts and load the packs; for arguments and errors see :func:`refit`."""
         found = Artefacts.open(model, folder=artefacts)
         found.check_sae()
-        settings = _settings(found)
-        concepts = ConceptConfig.model_validate(settings["concepts"])
-        concepts = concepts.model_copy(update={"packs": packs or concepts.packs})
-        return cls(found, {**settings, "concepts": concepts.model_dump()}, concepts, load_packs(concepts.packs))
+        build = latest_build(found.catalog)
+        if build is None:
+            raise ArtefactError(
+                f"The catalog {found.catalog} does not tell how it was built.", "Build it with `sensecheck build`."
+            )
+        names = packs or build.config["concepts"]["packs"]
+        settings = {**build.config, "concepts": {**build.config["concepts"], "packs": names}}
+        return cls(found, settings, load_packs(names))
+
+    @property
+    def concepts(self) -> ConceptConfig:
+        """How signatures are fitted."""
+        return ConceptConfig.model_validate(self.settings["concepts"])
 
     @property
     def command(self) -> str:
@@ -149,22 +155,10 @@ def refit(
             return _fill(job, signatures, staging)
 
 
-def _settings(artefacts: Artefacts) -> dict[str, Any]:
-    """The configuration of the newest build in the catalog."""
-    with open_catalog(artefacts.catalog) as session:
-        row = session.scalars(select(BuildRow).order_by(BuildRow.id.desc())).first()
-        if row is None:
-            raise ArtefactError(
-                f"The catalog {artefacts.catalog} does not tell how it was built.", "Build it with `sensecheck build`."
-            )
-        return dict(row.config)
-
-
 def _fill(job: Refit, signatures: dict[str, Signature], staging: Path) -> dict[str, Any]:
     """Write everything to ``staging``; returns the card."""
     shutil.copytree(job.artefacts.folder, staging, dirs_exist_ok=True)
-    catalog = staging / CATALOG_FILE
-    engine = catalog_engine(catalog, writable=True)
+    engine = catalog_engine(staging / CATALOG_FILE, writable=True)
     with Session(engine) as session, session.begin():
         tried = _replace_concepts(session, job.packs, signatures)
     engine.dispose()
@@ -172,40 +166,25 @@ def _fill(job: Refit, signatures: dict[str, Signature], staging: Path) -> dict[s
     card = json.loads((staging / CARD_FILE).read_text("utf-8"))
     if not tried:
         card.pop("notes", None)  # they are of other notes
-    senses = sum(len(concept.senses) for group in job.packs.values() for concept in group)
     made = card["command"].split(" && ")[0]
-    card |= {**reading_figures(signatures), **calibrated, "concepts": len(signatures), "senses": senses}
+    card |= {**reading_figures(signatures), **calibrated, **concept_counts(job.packs)}
     card["command"] = f"{made} && {job.command}"
-    engine = catalog_engine(catalog, writable=True)
-    with Session(engine) as session, session.begin():
-        session.add(
-            BuildRow(
-                sae_id=1,
-                created_at=datetime.now(UTC),
-                config=job.settings,
-                data=card["data"],
-                versions=package_versions(),
-                figures=card,
-            )
-        )
-    engine.dispose()
-    seal_catalog(catalog)
-    (staging / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n", "utf-8")
     report = json.loads((staging / REPORT_JSON_FILE).read_text("utf-8"))
     report["readings"] = {name: card[name] for name in report["readings"]}
-    write_report({**report, "calibration": card["calibration"], "command": card["command"]}, staging)
+    report |= {"calibration": card["calibration"], "command": card["command"]}
+    complete(staging, job.settings, card, report)
     return card
 
 
 def _replace_concepts(session: Session, packs: Packs, signatures: dict[str, Signature]) -> bool:
     """Put the concepts of ``packs`` in the place of the catalog's; whether all notes kept what was measured of them."""
+    given = {pack.concept: pack for pack in concepts_of(packs)}
     kept = {
         (concept.slug, sense.slug): _values(sense.notes[0])
         for concept in session.scalars(select(ConceptRow))
-        for pack in _packs_of(packs, concept.slug)
-        if _same(concept, pack)
+        if concept.slug in given and _same(concept, given[concept.slug])
         for sense in concept.senses
-        if sense.notes and sense.notes[0].text in wordings(pack, sense.slug).values()
+        if sense.notes and sense.notes[0].text in wordings(given[concept.slug], sense.slug).values()
     }
     session.expunge_all()
     for table in _TABLES:
@@ -224,10 +203,6 @@ def _replace_concepts(session: Session, packs: Packs, signatures: dict[str, Sign
     return kept.keys() == notes.keys()
 
 
-def _packs_of(packs: Packs, slug: str) -> Iterable[ConceptPack]:
-    return (pack for group in packs.values() for pack in group if pack.concept == slug)
-
-
 def _values(note: NoteRow) -> dict[str, Any]:
     """All fields but the note's place."""
     columns = (column.key for column in NoteRow.__table__.columns)
@@ -241,14 +216,7 @@ def _same(concept: ConceptRow, pack: ConceptPack) -> bool:
         for sense in concept.senses
     }
     given = {
-        name: (
-            sense.gloss,
-            {
-                (context.text, context.start, held)
-                for held in (False, True)
-                for context in sense.labelled(held_out=held)
-            },
-        )
+        name: (sense.gloss, {(context.text, context.start, held) for held, context in sense.all_labelled()})
         for name, sense in pack.senses.items()
     }
     return stored == given

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -94,6 +95,10 @@ class SensePack(BaseModel):
         """The contexts of one part."""
         return [parse_context(text) for text in (self.held_out if held_out else self.contexts)]
 
+    def all_labelled(self) -> list[tuple[bool, LabelledContext]]:
+        """The contexts of both parts, each with whether it is held out; the others first."""
+        return [(held, context) for held in (False, True) for context in self.labelled(held_out=held)]
+
 
 class ConceptPack(BaseModel):
     """One concept as its YAML file holds it."""
@@ -126,6 +131,15 @@ class ConceptPack(BaseModel):
         return self
 
 
+Packs = Mapping[str, Sequence[ConceptPack]]
+"""Concept packs by name."""
+
+
+def concepts_of(packs: Packs) -> list[ConceptPack]:
+    """The concepts of all packs, in their order."""
+    return [concept for group in packs.values() for concept in group]
+
+
 def load_packs(names: list[str] | None = None, folder: Path = PACKS) -> dict[str, list[ConceptPack]]:
     """Read packs by name (None: all in ``folder``); concepts are sorted by slug.
 
@@ -140,11 +154,11 @@ def load_packs(names: list[str] | None = None, folder: Path = PACKS) -> dict[str
         raise PackError(
             f"There are no concepts in {', '.join(str(folder / name) for name in empty)}.", "Check the pack names."
         )
-    slugs = [concept.concept for concepts in packs.values() for concept in concepts]
+    slugs = [concept.concept for concept in concepts_of(packs)]
     if repeated := sorted({slug for slug in slugs if slugs.count(slug) > 1}):
         raise PackError(f"The concepts {', '.join(repeated)} occur in several packs.", "Rename or remove one of each.")
     owners: dict[str, str] = {}
-    for concept in (concept for concepts in packs.values() for concept in concepts):
+    for concept in concepts_of(packs):
         for form in {form.lower() for form in concept.forms}:
             if owners.setdefault(form, concept.concept) != concept.concept:
                 raise PackError(

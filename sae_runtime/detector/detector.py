@@ -21,7 +21,7 @@ from sae_runtime.detector.imitations import find_imitations
 from sae_runtime.detector.mentions import Mention, MentionFinder
 from sae_runtime.detector.notes import render_note
 from sae_runtime.detector.results import FeatureActivation, Imitation, MentionReading, Misread, Reading, TokenReading
-from sae_runtime.detector.rule import Verdict, judge
+from sae_runtime.detector.rule import Verdict, judge, likeliest
 from sae_runtime.detector.sites import TokenPlaces
 from sae_runtime.engines.chat import ChatEncoder, ChatMessage, EncodedChat
 from sae_runtime.engines.features import PromptFeatures
@@ -134,24 +134,24 @@ class Detector:
         places = TokenPlaces(chat.spans)
         slug_of = self._finder.concepts.slug_of
         found = [
-            (message, hit)
+            (message, hit, own)
             for message in wanted
             for hit in self._finder.hits(messages[message]["content"])
             if (only is None or slug_of(hit.key) in only)
             and slug_of(hit.key) not in without
-            and places.site("mention", message, hit.start, hit.end)
+            and (own := places.site("mention", message, hit.start, hit.end))
         ]
         left_out = max(0, len(found) - MAX_MENTIONS)
         found = found[:MAX_MENTIONS]
-        concepts = self._finder.concepts.many({hit.key for _, hit in found})
+        concepts = self._finder.concepts.many({hit.key for _, hit, _ in found})
         mentions = [
             PlacedMention(
                 Mention(concepts[hit.key], hit.start, hit.end),
                 message,
                 places.site(concepts[hit.key].site, message, hit.start, hit.end),
-                places.site("mention", message, hit.start, hit.end),
+                own,
             )
-            for message, hit in found
+            for message, hit, own in found
         ]
         needed = {latent for placed in mentions for one in self._of(placed) if one for latent in one.latents.tolist()}
         return Plan(
@@ -240,7 +240,7 @@ class Detector:
         result = MentionReading.model_validate({**place, **probabilities})
         verdict = judge(concept, reading, intended, early, declared=is_declared(concept, plan.domain))
         if picked is not None:
-            read_as = max(reading, key=reading.__getitem__)
+            read_as = likeliest(reading)
             verdict = Verdict(read_as, picked, reading[read_as], intended[picked])
         if verdict is None:
             return result, None

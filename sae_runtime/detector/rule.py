@@ -64,14 +64,18 @@ def disagreement(reading: Senses, intended: Senses, read_below: float, intended_
     Flags when the source is sure of a sense (at least ``intended_above``) and the reading gives that very sense little (at most
     ``read_below``).
     """
-    meant = max(intended, key=intended.__getitem__)
-    read_as = max(reading, key=reading.__getitem__)
+    meant, read_as = likeliest(intended), likeliest(reading)
     sure = intended[meant] >= intended_above and reading[meant] <= read_below
     return Verdict(read_as, meant, reading[read_as], intended[meant]) if sure and read_as != meant else None
 
 
+def likeliest(senses: Senses) -> str:
+    """The sense with the largest probability, the first of equals."""
+    return max(senses, key=senses.__getitem__)
+
+
 def agreed(one: Senses, other: Senses) -> Senses:
     """What two independent witnesses say together: the product of their probabilities, normalised."""
-    product = {sense: one[sense] * other[sense] + 1e-12 for sense in one}
+    product = {sense: one[sense] * other.get(sense, 0.0) + 1e-12 for sense in one}
     total = sum(product.values())
     return {sense: value / total for sense, value in product.items()}

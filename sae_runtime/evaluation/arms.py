@@ -84,10 +84,12 @@ def noted(task: Task, wording: str, items: Sequence[Item], labels: Sequence[str 
 
 def drawn_at_random(items: Sequence[Item], where: Sequence[str | None]) -> list[str | None]:
     """A seeded label of each item that ``where`` has one for."""
-    return [
-        random.Random(f"sense {item.id}").choice(item.labels) if label else None
-        for item, label in zip(items, where, strict=True)
-    ]
+    return [random_sense(item.id, item.labels) if label else None for item, label in zip(items, where, strict=True)]
+
+
+def random_sense(item: str, senses: Sequence[str]) -> str:
+    """One of ``senses``, drawn with the item's own seed."""
+    return random.Random(f"sense {item}").choice(senses)
 
 
 def placebo(real: Notes) -> Notes:

@@ -8,15 +8,15 @@ model), and with the right note on every planted prompt.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sae_runtime.detector import Inspector, Misread
 from sae_runtime.detector.notes import render_note
+from sae_runtime.detector.rule import likeliest
 from sae_runtime.evaluation.answers import Answers
-from sae_runtime.evaluation.arms import Notes, placebo
+from sae_runtime.evaluation.arms import Notes, placebo, random_sense
 from sae_runtime.evaluation.meaning import Meaning
 from sae_runtime.evaluation.planted import read_planted
 from sae_runtime.evaluation.prompts import PlantedPrompt
@@ -106,8 +106,8 @@ def _asked(rows: Sequence[FlagRow], answers: Answers) -> dict[str, Any]:
         "plain": [""] * len(rows),
         "flagged": flagged,
         "placebo": placebo(Notes([None] * len(rows), flagged)).texts,
-        "random-sense": [_at_random(row) if row.flag else "" for row in rows],
-        "always": [row.notes[max(row.intended, key=row.intended.__getitem__)] if row.intended else "" for row in rows],
+        "random-sense": [row.notes[random_sense(row.prompt.id, list(row.notes))] if row.flag else "" for row in rows],
+        "always": [row.notes[likeliest(row.intended)] if row.intended else "" for row in rows],
         "oracle": [row.notes[row.prompt.intended] if row.prompt.kind != "plain" else "" for row in rows],
     }
     meanings = [row.meaning for row in rows]
@@ -119,8 +119,3 @@ def _asked(rows: Sequence[FlagRow], answers: Answers) -> dict[str, Any]:
         scored = [meaning.score(answer, blank) for meaning, answer, blank in given]
         arms[arm] = {"right": [int(s.right) for s in scored], "loglik": [s.loglik for s in scored]}
     return arms
-
-
-def _at_random(row: FlagRow) -> str:
-    """The note of a sense drawn by a seed of the prompt's own."""
-    return row.notes[random.Random(f"sense {row.prompt.id}").choice(list(row.notes))]

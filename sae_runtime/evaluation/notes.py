@@ -10,7 +10,7 @@ says, and does not confuse it. What notes do where prompts are flagged is measur
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from sae_runtime.catalog.packs import PLACEHOLDER, ConceptPack, LabelledContext
+from sae_runtime.catalog.packs import PLACEHOLDER, ConceptPack, LabelledContext, Packs, concepts_of
 from sae_runtime.catalog.store import catalog_engine, seal_catalog
 from sae_runtime.catalog.tables import ConceptRow, NoteRow, SenseRow
 from sae_runtime.detector.notes import MAX_NOTE, render_note
@@ -65,13 +65,13 @@ def wordings(pack: ConceptPack, sense: str) -> dict[str, str]:
     return {name: text for name, text in made.items() if len(text) <= MAX_NOTE}
 
 
-def try_notes(packs: Mapping[str, Sequence[ConceptPack]], answers: Answers) -> list[NoteTrial]:
+def try_notes(packs: Packs, answers: Answers) -> list[NoteTrial]:
     """Try the notes of all senses.
 
     Raises:
         ServerError: the model cannot be asked.
     """
-    senses = [(pack, name) for group in packs.values() for pack in group for name in pack.senses]
+    senses = [(pack, name) for pack in concepts_of(packs) for name in pack.senses]
     chosen = [pack.senses[name].labelled(held_out=False)[:CHOOSING] for pack, name in senses]
     unseen = [pack.senses[name].labelled(held_out=True) for pack, name in senses]
     trial = _Trial(answers, senses, [*chosen, *unseen])

@@ -19,6 +19,7 @@ from sae_runtime.build.signatures import OWN_SENSE_SHARE
 from sae_runtime.catalog.packs import ConceptPack
 from sae_runtime.catalog.view import Concept
 from sae_runtime.detector.context import intended_senses, stem_places
+from sae_runtime.detector.rule import Senses, agreed, likeliest
 from sae_runtime.evaluation.capture import LAST, Captured
 from sae_runtime.evaluation.items import Item, Split
 from sae_runtime.evaluation.prompts import PlantedPrompt
@@ -27,8 +28,6 @@ from sae_runtime.progress import progress
 
 SOURCES = "sources.json"
 MENTION, REST = "mention", "rest"
-
-Senses = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def source_results(
             prompt = planted[item.id][1]
             words = _words(concepts[prompt.concept], prompt)
             tables["words"][item.id] = words
-            tables["words and rest"][item.id] = _both(words, tables["rest"][item.id])
+            tables["words and rest"][item.id] = agreed(words, tables["rest"][item.id])
     own = [item for item in items if item.split != "fit"]
     out: dict[str, Any] = {
         "id": [item.id for item in own if item.split == "test"],
@@ -121,9 +120,9 @@ def source_results(
                 "source": pair.source,
                 "read_below": below,
                 "intended_above": above,
-                "right": [int(_top(row.intended) == row.prompt.intended) for row in judged["test"]],
+                "right": [int(likeliest(row.intended) == row.prompt.intended) for row in judged["test"]],
                 "sure": [int(max(row.intended.values()) >= above) for row in judged["test"]],
-                "misread": [int(_top(row.reading) != row.prompt.intended) for row in judged["test"]],
+                "misread": [int(likeliest(row.reading) != row.prompt.intended) for row in judged["test"]],
                 "flag": [_flag(row, below, above) for row in judged["test"]],
             }
         )
@@ -175,17 +174,6 @@ def _item(name: str, split: Split, text: str, start: int, end: int, concept: str
 def _words(concept: Concept, prompt: PlantedPrompt) -> Senses:
     end = prompt.start + len(prompt.mention)
     return intended_senses(concept, stem_places(prompt.prompt), end, prompt.domain)[0]
-
-
-def _both(one: Senses, other: Senses) -> Senses:
-    """Two sources as independent witnesses: the product of what they say."""
-    product = {sense: one[sense] * other.get(sense, 0.0) + 1e-12 for sense in one}
-    total = sum(product.values())
-    return {sense: value / total for sense, value in product.items()}
-
-
-def _top(senses: Senses) -> str:
-    return max(senses, key=senses.__getitem__)
 
 
 def _flag(row: Judged, below: float, above: float) -> int | None:

@@ -27,7 +27,6 @@ DAY = 86_400.0
 BOOM = EngineError("Broken.")
 ALLOWED = {
     "sae_runtime/build/publish.py": "the date of a build, for people",
-    "sae_runtime/build/refit.py": "the date of a build, for people",
     "sae_runtime/build/report/card.py": "the same",
     "sae_runtime/serving/observer.py": "the date of a logged prompt, for people",
     "middleware/policy.py": "tells purgatory, which asks the wall clock, how long its circuit has been open",

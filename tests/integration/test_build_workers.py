@@ -17,8 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import ray
-import torch
-from tiny_builds import cache, make_corpus, make_pack, results, write_config
+from tiny_builds import cache, make_corpus, make_pack, one_thread, results, write_config
 from tiny_models import make_model
 
 from sae_runtime.build import harvest
@@ -41,13 +40,10 @@ SMALL_TASKS = {
 @pytest.fixture(scope="module", autouse=True)
 def small_tasks() -> Iterator[None]:
     """One thread, as everywhere with tiny models, and tasks so small that each step has several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
+    with one_thread(), pytest.MonkeyPatch.context() as patch:
         for (module, name), value in SMALL_TASKS.items():
             patch.setattr(module, name, value)
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
-from tiny_builds import CONCEPTS, cache, make_corpus, make_pack, write_config
+from tiny_builds import CONCEPTS, cache, make_corpus, make_pack, one_thread, write_config
 from tiny_models import make_model
 from typer.testing import CliRunner
 
@@ -46,8 +45,6 @@ class Built:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     """One tiny build, in a cache of its own."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("refit")
     (folder / "corpus").mkdir()
     corpus, pack, model = (
@@ -56,11 +53,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
         make_model(folder / "tiny", "llama"),
     )
     config = write_config(folder / "build.yaml", model, corpus, pack)
-    with cache(folder / "home"):
+    with cache(folder / "home"), one_thread():
         card = run_build(load_config(str(config)), out=folder / "artefacts")
         assert card is not None
         yield Built(str(model), pack, folder / "artefacts", card)
-    torch.set_num_threads(threads)
 
 
 def rows(artefacts: Path) -> dict[str, Any]:

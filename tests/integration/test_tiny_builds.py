@@ -23,6 +23,7 @@ from tiny_builds import (
     cache,
     make_corpus,
     make_pack,
+    one_thread,
     results,
     write_config,
 )
@@ -58,12 +59,10 @@ class Build:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads only wait for each other in models as small as these."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def alone() -> Iterator[None]:
+    """See :func:`one_thread`."""
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

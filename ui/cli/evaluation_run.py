@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_runtime.build.stages import write_text
-from sae_runtime.catalog.packs import load_packs
+from sae_runtime.catalog.packs import concepts_of, load_packs
 from sae_runtime.detector import Inspector
 from sae_runtime.detector.artefacts import Artefacts
 from sae_runtime.engines.chat import ChatEncoder
@@ -129,7 +129,7 @@ def run_sources(prompts: str, model: str, out: Path, *, sae: Path | None, artefa
         *(("dev", prompt) for prompt in calibration_prompts()),
         *(("test", prompt) for prompt in planted_prompts(prompts)),
     ]
-    items = source_items([pack for group in load_packs().values() for pack in group], planted)
+    items = source_items(concepts_of(load_packs()), planted)
     opened, folder, read = _read(items, model, out, sae, artefacts)
     concepts = {concept.slug: concept for concept in opened.view.concepts}
     about = {"set": prompts, "model": opened.view.model_name, "dictionary": fingerprint_sae(folder)}

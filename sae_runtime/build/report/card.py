@@ -6,6 +6,7 @@ import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from sae_runtime.build.concepts import concept_counts
 from sae_runtime.build.features.describe import Description
 from sae_runtime.build.features.gates import Validation, gates, load_validations
 from sae_runtime.build.features.scores import Scores
@@ -33,7 +34,6 @@ def card_figures(built: Built) -> dict[str, Any]:
 def make_card(built: Built, figures: dict[str, Any], chosen: list[int], fingerprint: str) -> dict[str, Any]:
     """The card of artefacts that hold the latents ``chosen``."""
     plan = built.plan
-    senses = sum(len(concept.senses) for concepts in plan.packs.values() for concept in concepts)
     described = [built.validations[index] for index in chosen if built.validations[index].passed]
     corpus = plan.steps["corpus"].summary()
     return {
@@ -45,8 +45,7 @@ def make_card(built: Built, figures: dict[str, Any], chosen: list[int], fingerpr
         "features_read_only": len(chosen) - len(described),
         "features_validated_fraction": round(len(described) / max(1, len(chosen)), 4),
         "features_keeping_precision": round(sum(v.keeps for v in described) / max(1, len(described)), 4),
-        "concepts": len(built.signatures),
-        "senses": senses,
+        **concept_counts(plan.packs),
         "latents_shipped": len(chosen) if built.sae.independent else built.sae.d_sae,
         "shipped": "catalogued latents alone (exact for readings)" if built.sae.independent else "full dictionary",
         "fingerprint": fingerprint,
