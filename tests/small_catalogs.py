@@ -1,14 +1,17 @@
-"""New catalogs for tests to fill."""
+"""New catalogs for tests to fill, and catalogs of earlier revisions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import resources
 
+from alembic import command
+from alembic.config import Config
 from sqlalchemy.orm import Session
 
 from sae_runtime.catalog.location import CatalogLocation
-from sae_runtime.catalog.store import create_catalog
+from sae_runtime.catalog.store import changing, create_catalog
 from sae_runtime.catalog.tables import ModelRow, SaeRow
 
 
@@ -23,3 +26,18 @@ def filling(location: CatalogLocation, *, model: str = "tiny", d_sae: int = 99) 
         session.flush()
         yield session, sae
     engine.dispose()
+
+
+def migrations() -> Config:
+    """The project's migrations, as Alembic wants to be told of them."""
+    config = Config()
+    config.set_main_option("script_location", str(resources.files("migrations")))
+    return config
+
+
+def downgrade(location: CatalogLocation, revision: str) -> None:
+    """Take the catalog's schema back to ``revision``, with the data that it can hold."""
+    config = migrations()
+    with changing(location) as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, revision)

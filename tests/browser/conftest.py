@@ -26,7 +26,7 @@ def chat_url(server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> I
 @pytest.fixture(scope="session")
 def long_answers_url(server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The same page with answers that last, so that something can be done meanwhile."""
-    page, url = serve_page(server.url, server.model, tmp_path_factory.mktemp("words"), tokens=96)
+    page, url = serve_page(server.url, server.model, tmp_path_factory.mktemp("words"), tokens=256)
     yield url
     page.close()
 

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 from alembic import command
-from alembic.config import Config
 from faults.killing import Surroundings, ends, start, upgrade
 from faults.making import eventually
+from small_catalogs import migrations
 from sqlalchemy import create_engine
 
-from sae_runtime.catalog import store
 from sae_runtime.catalog.store import open_catalog, upgrade_catalog
 from sae_runtime.errors import RevisionError
 from sae_runtime.paths import CATALOG_FILE
@@ -33,9 +32,8 @@ def contents(path: Path) -> list[str]:
 def old(artefacts: Path) -> Path:
     """A catalog with data at the first revision."""
     path = artefacts / CATALOG_FILE
-    config = Config()
-    config.set_main_option("script_location", str(Path(store.__file__).parents[2] / "migrations"))
-    engine = create_engine(f"sqlite:///{path}")
+    config = migrations()
+    engine = create_engine(f"sqlite:///{path}")  # without foreign keys: the way down builds tables anew
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.downgrade(config, "0001")

@@ -90,9 +90,11 @@ def _change(path: Path, place: int, column: int, value: int) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         table = tables[place % len(tables)]
-        columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+        described = list(connection.execute(f"PRAGMA table_info({table})"))
+        columns = [row[1] for row in described]
+        key = ", ".join(f'"{row[1]}"' for row in described if row[5])
         (rows,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608
-        where = f"rowid = (SELECT rowid FROM {table} LIMIT 1 OFFSET {place % max(1, rows)})"  # noqa: S608
+        where = f"({key}) = (SELECT {key} FROM {table} LIMIT 1 OFFSET {place % max(1, rows)})"  # noqa: S608
         try:
             if value < 0:
                 connection.execute(f"DELETE FROM {table} WHERE {where}")  # noqa: S608

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_catalogs import filling
+from small_catalogs import downgrade, filling
 from sqlalchemy import URL, func, select, text
 
 from sae_runtime.catalog import copying
@@ -202,8 +202,7 @@ def test_an_older_target_is_upgraded_and_an_older_source_refused(
 ) -> None:
     new = fill(tmp_path / "new.sqlite")
     upgrade_catalog(location)
-    write(location, "ALTER TABLE features DROP COLUMN histogram")
-    write(location, "UPDATE alembic_version SET version_num = '0004'")
+    downgrade(location, "0004")
     with pytest.raises(RevisionError) as caught:
         copy_catalog(location, tmp_path / "other.sqlite")
     assert f"sensecheck db upgrade {location}" in caught.value.remedy

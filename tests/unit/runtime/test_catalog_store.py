@@ -7,16 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
-from alembic import command
 from alembic.autogenerate import compare_metadata
-from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from small_catalogs import downgrade, migrations
 from sqlalchemy import func, inspect, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -26,12 +24,6 @@ from sae_runtime.catalog.location import CatalogLocation
 from sae_runtime.catalog.store import catalog_engine, create_catalog, open_catalog, seal_catalog, upgrade_catalog
 from sae_runtime.catalog.tables import Base, FeatureRow, ModelRow, SaeRow
 from sae_runtime.errors import CatalogError, RevisionError
-
-
-def migrations() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(resources.files("migrations")))
-    return config
 
 
 def model(name: str = "tiny") -> ModelRow:
@@ -105,10 +97,7 @@ def test_constraint_names_are_those_of_the_tables(location: CatalogLocation) -> 
 
 def test_downgrading_to_nothing_removes_every_table(location: CatalogLocation) -> None:
     engine = create_catalog(location)
-    with engine.begin() as connection:
-        config = migrations()
-        config.attributes["connection"] = connection
-        command.downgrade(config, "base")
+    downgrade(location, "base")
     assert inspect(engine).get_table_names() == ["alembic_version"]
     engine.dispose()
 
