@@ -1,16 +1,17 @@
-"""Calibrating the misread rule on written prompts with planted senses (``calibration`` and ``dev`` of ``evaluation/planted_sets``).
+"""Calibrating the misread rule on written prompts with planted senses (``calibration``, ``dev`` and ``plain`` of ``evaluation/planted_sets``).
 
-One set of thresholds bounds all concepts: the one with the highest recall among those that keep false flags on plain
-prompts within :data:`MAX_FALSE_FLAGS` and precision at least :data:`MIN_PRECISION`, ties broken by precision and then by
-stricter thresholds. Both limits are stricter than what is wanted (2 %, 0.90), since the best point of a grid looks better
-than it is. Each concept then has its own bounds on its readings: at most the probability that only 5 % of its fit contexts, read
+One set of thresholds bounds all concepts: the one with the highest recall among those whose rate of false flags on plain
+prompts, with its standard error added, is within :data:`MAX_FALSE_FLAGS`, and whose precision is at least :data:`MIN_PRECISION`; ties
+are broken by precision and then by stricter thresholds. Both limits are stricter than what is wanted (2 %, 0.90), since the best point of
+a grid looks better than it is; the more plain prompts there are, the less. Each concept then has its own bounds on its readings: at most the probability that only 5 % of its fit contexts, read
 out-of-fold, get for their own sense. A concept whose readout reads too poorly never flags by it, and if no thresholds keep the
 limits, none does. Test prompts (``test``, ``glossary``, ``examples``) are not touched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from sae_runtime.detector.rule import Senses, agreed, disagreement, likeliest
 from sae_runtime.evaluation.prompts import PlantedPrompt
 
-MAX_FALSE_FLAGS = 0.015
+MAX_FALSE_FLAGS = 0.02
 MIN_PRECISION = 0.93
 MIN_READ_ACCURACY = 0.6
 NEVER = (-1.0, 1.0)  # thresholds that flag nothing, since no probability is below zero
@@ -66,13 +67,20 @@ def choose_bounds(judged: Sequence[Both]) -> tuple[Bounds, dict[str, float]]:
     for values in product(_READ_BELOW, _INTENDED_ABOVE, _READ_BELOW, (*_INTENDED_ABOVE, 1.0), (*_INTENDED_ABOVE, 1.0)):
         bounds = Bounds(*values)
         figures = table.figures(bounds)
-        if figures["false_flag_rate_plain"] <= MAX_FALSE_FLAGS and figures["precision"] >= MIN_PRECISION:
+        if within_limits(figures, table.plain):
             strictness = sum(bounds) - 2 * (bounds.read_below + bounds.early_below)
             rank = (figures["recall"], figures["precision"], strictness)
             if best is None or rank > best[0]:
                 best = (rank, bounds)
     bounds = best[1] if best else NO_FLAGS
     return bounds, table.figures(bounds)
+
+
+def within_limits(figures: Mapping[str, float], plain: int) -> bool:
+    """Whether what a rule does with ``plain`` plain prompts, and others, may be shipped."""
+    rate = figures["false_flag_rate_plain"]
+    error = math.sqrt(rate * (1 - rate) / plain) if plain else 0.0
+    return rate + error <= MAX_FALSE_FLAGS and figures["precision"] >= MIN_PRECISION
 
 
 class _Table:
@@ -87,6 +95,11 @@ class _Table:
         self._seconded = _Against.of(seconded)
         self._declared = np.array([one.declared for one in judged], dtype=bool)
         self._plain = np.array([one.prompt.kind == "plain" for one in judged], dtype=bool)
+
+    @property
+    def plain(self) -> int:
+        """Number of plain prompts."""
+        return int(self._plain.sum())
 
     def flags(self, bounds: Bounds) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Which prompts are flagged, and which of these flags name the planted sense."""
@@ -153,9 +166,10 @@ class Judged:
 def choose_thresholds(judged: list[Judged]) -> tuple[float, float, dict[str, float]]:
     """Thresholds (``read_below``, ``intended_above``) of one reading, and what they do on the calibration prompts."""
     best: tuple[tuple[float, ...], float, float, dict[str, float]] | None = None
+    plain = sum(item.prompt.kind == "plain" for item in judged)
     for read_below, intended_above in product(_READ_BELOW, _INTENDED_ABOVE):
         figures = flag_figures(judged, read_below, intended_above)
-        allowed = figures["false_flag_rate_plain"] <= MAX_FALSE_FLAGS and figures["precision"] >= MIN_PRECISION
+        allowed = within_limits(figures, plain)
         rank = (
             float(allowed),
             figures["recall"] if allowed else 0.0,

@@ -1,8 +1,8 @@
 """Prompts written for this project, each with one mention whose intended sense is known (``planted_sets/``).
 
 ``dev`` and ``test`` were written by different writers about different concepts (45 each), so neither concepts nor sentence frames are
-shared. ``glossary``: four fictitious companies' own terms. ``calibration`` and ``examples``: earlier, smaller sets
-over all concepts; the build's thresholds are chosen on ``calibration`` and ``dev``.
+shared. ``plain``: obvious prompts about the concepts of ``dev``. ``glossary``: four fictitious companies' own terms. ``calibration`` and
+``examples``: earlier, smaller sets over all concepts. The build's thresholds are chosen on ``calibration``, ``dev`` and ``plain``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from sae_runtime.errors import InputError
 from sae_runtime.glossary.terms import Glossary
 
 _FOLDER = Path(__file__).parent / "planted_sets"
+CALIBRATION_SETS = ("calibration", "dev", "plain")
 PromptKind = Literal["garden-path", "domain", "glossary", "plain"]
 
 
@@ -58,7 +59,7 @@ class PlantedPrompt(BaseModel):
 
 def calibration_prompts() -> list[PlantedPrompt]:
     """The development prompts, on which thresholds are chosen."""
-    return [*planted_prompts("calibration"), *planted_prompts("dev")]
+    return [prompt for name in CALIBRATION_SETS for prompt in planted_prompts(name)]
 
 
 def example_prompts() -> list[PlantedPrompt]:
@@ -67,7 +68,7 @@ def example_prompts() -> list[PlantedPrompt]:
 
 
 def planted_prompts(name: str) -> list[PlantedPrompt]:
-    """One set: ``dev``, ``test``, ``glossary``, ``calibration`` or ``examples``.
+    """One set: ``dev``, ``plain``, ``test``, ``glossary``, ``calibration`` or ``examples``.
 
     Raises:
         InputError: there is no such set.

@@ -25,8 +25,16 @@ def chat_url(server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture(scope="session")
 def long_answers_url(server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The same page with answers that last, so that something can be done meanwhile."""
-    page, url = serve_page(server.url, server.model, tmp_path_factory.mktemp("words"), tokens=256)
+    """The same page with answers that last some seconds, so that something can be done meanwhile."""
+    page, url = serve_page(server.url, server.model, tmp_path_factory.mktemp("words"), tokens=96)
+    yield url
+    page.close()
+
+
+@pytest.fixture(scope="session")
+def endless_answers_url(server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The same page with answers that end when they are stopped, however slow the machine."""
+    page, url = serve_page(server.url, server.model, tmp_path_factory.mktemp("words"), tokens=768)
     yield url
     page.close()
 
@@ -49,8 +57,8 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def chat(context: BrowserContext, request: pytest.FixtureRequest) -> Chat:
-    long = request.node.get_closest_marker("long_answers")
-    return Chat(context, request.getfixturevalue("long_answers_url" if long else "chat_url"))
+    marked = (name for name in ("long_answers", "endless_answers") if request.node.get_closest_marker(name))
+    return Chat(context, request.getfixturevalue(f"{next(marked, 'chat')}_url"))
 
 
 @pytest.fixture(scope="session")

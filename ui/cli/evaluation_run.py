@@ -24,7 +24,7 @@ from sae_runtime.evaluation.failures import FAILURES, failure_results
 from sae_runtime.evaluation.flags import FLAGS, flag_results, flag_rows
 from sae_runtime.evaluation.items import Item, Split
 from sae_runtime.evaluation.notes import figures, store, try_notes
-from sae_runtime.evaluation.prompts import PlantedPrompt, calibration_prompts, planted_prompts
+from sae_runtime.evaluation.prompts import CALIBRATION_SETS, PlantedPrompt, calibration_prompts, planted_prompts
 from sae_runtime.evaluation.run import RESULTS, Run, save
 from sae_runtime.evaluation.sources import SOURCES, source_items, source_results
 from sae_runtime.evaluation.tasks import task_named
@@ -123,7 +123,7 @@ def run_sources(prompts: str, model: str, out: Path, *, sae: Path | None, artefa
     Raises:
         InputError: there is no such set, or thresholds are chosen on it.
     """
-    if prompts in ("dev", "calibration"):
+    if prompts in CALIBRATION_SETS:
         raise InputError(f"Thresholds are chosen on '{prompts}'.", "Compare sources on test or examples.")
     planted: list[tuple[Split, PlantedPrompt]] = [
         *(("dev", prompt) for prompt in calibration_prompts()),

@@ -81,7 +81,7 @@ def test_no_form_belongs_to_two_concepts() -> None:
     assert [form for form, count in counts.items() if count > 1] == []
 
 
-@pytest.mark.parametrize("name", ["calibration", "examples", "dev", "test"])
+@pytest.mark.parametrize("name", ["calibration", "examples", "dev", "plain", "test"])
 def test_planted_prompts_name_shipped_senses_and_are_no_pack_contexts(name: str) -> None:
     prompts = planted_prompts(name)
     concepts = {concept.concept: concept for concept in CONCEPTS}
@@ -100,7 +100,7 @@ def test_dev_and_test_prompts_share_no_concept_and_no_run_of_six_words() -> None
         words = [bare(prompt.prompt).split() for prompt in prompts]
         return {tuple(own[i : i + 6]) for own in words for i in range(len(own) - 5)}
 
-    dev, test = planted_prompts("dev"), planted_prompts("test")
+    dev, test = [*planted_prompts("dev"), *planted_prompts("plain")], planted_prompts("test")
     assert not {p.concept for p in dev} & {p.concept for p in test}
     assert not runs(dev) & runs(test)
     assert sum(p.kind != "plain" for p in [*dev, *test]) >= 400

@@ -25,6 +25,7 @@ from sae_runtime.build.calibrate import (
     choose_bounds,
     choose_thresholds,
     flag_figures,
+    within_limits,
 )
 from sae_runtime.catalog.entries import Early
 from sae_runtime.catalog.view import Concept, Sense
@@ -151,12 +152,20 @@ def test_chosen_thresholds_have_the_best_recall_within_the_false_flag_limit(
 ) -> None:
     items = judged_set(*prompts)
     every = [flag_figures(items, below, above) for below, above in product(_READ_BELOW, _INTENDED_ABOVE)]
-    allowed = [figures for figures in every if figures["false_flag_rate_plain"] <= MAX_FALSE_FLAGS]
+    allowed = [figures for figures in every if within_limits(figures, len(prompts[1]))]
     assume(allowed)
     below, above, figures = choose_thresholds(items)
     assert figures == flag_figures(items, below, above)
     assert figures["false_flag_rate_plain"] <= MAX_FALSE_FLAGS
     assert figures["recall"] == max(other["recall"] for other in allowed)
+
+
+@pytest.mark.parametrize(
+    ("flagged", "plain", "allowed"),
+    [(0, 10, True), (1, 60, False), (3, 255, True), (4, 255, False), (16, 1020, True), (17, 1020, False)],
+)
+def test_fewer_plain_prompts_leave_more_room(flagged: int, plain: int, allowed: bool) -> None:
+    assert within_limits({"false_flag_rate_plain": flagged / plain, "precision": 1.0}, plain) == allowed
 
 
 def test_ties_go_to_the_strictest_thresholds() -> None:
