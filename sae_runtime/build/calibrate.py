@@ -1,9 +1,11 @@
-"""Calibrating the misread rule on written prompts with planted senses (``calibration``, ``dev`` and ``plain`` of ``evaluation/planted_sets``).
+"""Calibrating the misread rule on written prompts with planted senses (:data:`~sae_runtime.evaluation.prompts.CALIBRATION_SETS`).
 
-One set of thresholds bounds all concepts: the one with the highest recall among those whose rate of false flags on plain
-prompts, with its standard error added, is within :data:`MAX_FALSE_FLAGS`, and whose precision is at least :data:`MIN_PRECISION`; ties
-are broken by precision and then by stricter thresholds. Both limits are stricter than what is wanted (2 %, 0.90), since the best point of
-a grid looks better than it is; the more plain prompts there are, the less. Each concept then has its own bounds on its readings: at most the probability that only 5 % of its fit contexts, read
+One set of thresholds bounds all concepts: the one with the highest recall among those that keep two limits, ties broken by
+precision and then by stricter thresholds. The rate of false flags on plain prompts, with its standard error added, must be within
+:data:`MAX_FALSE_FLAGS`; flags on the other prompts must name the planted sense in at least :data:`MIN_PRECISION`. Both leave room, since
+the best point of a grid looks better than it is (wanted are 2 % and 0.90).
+
+Each concept then has its own bounds on its readings: at most the probability that only 5 % of its fit contexts, read
 out-of-fold, get for their own sense. A concept whose readout reads too poorly never flags by it, and if no thresholds keep the
 limits, none does. Test prompts (``test``, ``glossary``, ``examples``) are not touched.
 """
@@ -47,13 +49,14 @@ NO_FLAGS = Bounds(*NEVER, *NEVER, NEVER[1])
 class Both:
     """A prompt's planted mention with both readings; ``late_below`` and ``early_below`` are the concept's own bounds on them.
 
-    ``declared``: whether the prompt's domain is one of the concept's.
+    ``told``: what the words before the mention say. ``declared``: whether the prompt's domain is one of the concept's.
     """
 
     prompt: PlantedPrompt
     reading: Senses
     early: Senses
     intended: Senses
+    told: Senses
     declared: bool
     late_below: float
     early_below: float
@@ -87,12 +90,12 @@ class _Table:
     """Prompts as arrays, so that a grid of thresholds takes seconds; flags as :func:`~sae_runtime.detector.rule.judge` does."""
 
     def __init__(self, judged: Sequence[Both]) -> None:
-        self._late = _Against.of([(one.reading, one.intended, one.late_below, one.prompt.intended) for one in judged])
-        self._early = _Against.of([(one.early, one.intended, one.early_below, one.prompt.intended) for one in judged])
-        seconded = [
-            (one.early, agreed(one.intended, one.reading), one.early_below, one.prompt.intended) for one in judged
-        ]
-        self._seconded = _Against.of(seconded)
+        seconds = [agreed(one.intended, one.reading) for one in judged]
+        self._late = _Against.of(judged, [(one.reading, one.intended, one.late_below) for one in judged])
+        self._early = _Against.of(judged, [(one.early, one.intended, one.early_below) for one in judged])
+        self._seconded = _Against.of(
+            judged, [(one.early, second, one.early_below) for one, second in zip(judged, seconds, strict=True)]
+        )
         self._declared = np.array([one.declared for one in judged], dtype=bool)
         self._plain = np.array([one.prompt.kind == "plain" for one in judged], dtype=bool)
 
@@ -116,7 +119,7 @@ class _Table:
 @dataclass(frozen=True)
 class _Against:
     """One reading against one source, for all prompts: what the reading gives the sense that the source says (infinite where the
-    two agree), what the source gives it, the concepts' own bounds, and whether the source is right."""
+    two agree, or it was told before), what the source gives it, the concepts' own bounds, and whether the source is right."""
 
     given: NDArray[np.float64]
     sure: NDArray[np.float64]
@@ -124,17 +127,22 @@ class _Against:
     right: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, rows: Sequence[tuple[Senses, Senses, float, str]]) -> _Against:
-        """From readings, sources, own bounds and planted senses."""
-        verdicts = [disagreement(reading, source, 1.0, 0.0) for reading, source, _, _ in rows]
-        meant = [likeliest(source) for _, source, _, _ in rows]
+    def of(cls, judged: Sequence[Both], rows: Sequence[tuple[Senses, Senses, float]]) -> _Against:
+        """``rows``: readings, sources and own bounds."""
+        verdicts = [
+            disagreement(reading, source, 1.0, 0.0, one.told)
+            for one, (reading, source, _) in zip(judged, rows, strict=True)
+        ]
+        meant = [likeliest(source) for _, source, _ in rows]
         return cls(
             given=np.array(
                 [row[0][sense] if v else np.inf for row, sense, v in zip(rows, meant, verdicts, strict=True)]
             ),
             sure=np.array([row[1][sense] for row, sense in zip(rows, meant, strict=True)]),
             own=np.array([row[2] for row in rows]),
-            right=np.array([sense == row[3] for row, sense in zip(rows, meant, strict=True)], dtype=bool),
+            right=np.array(
+                [one.prompt.intended == sense for one, sense in zip(judged, meant, strict=True)], dtype=bool
+            ),
         )
 
     def apart(self, read_below: float, intended_above: float) -> NDArray[np.bool_]:
@@ -185,7 +193,7 @@ def choose_thresholds(judged: list[Judged]) -> tuple[float, float, dict[str, flo
 
 
 def flag_figures(judged: list[Judged], read_below: float, intended_above: float) -> dict[str, float]:
-    """Precision and recall of flags against the planted senses; a flag counts as right when it names the planted one."""
+    """Precision and recall of flags on planted prompts; one is right when it names the planted sense."""
     flags = [(item.prompt, item.flagged(read_below, intended_above)) for item in judged]
     return _figures(
         np.array([meant is not None for _, meant in flags], dtype=bool),
@@ -195,11 +203,14 @@ def flag_figures(judged: list[Judged], read_below: float, intended_above: float)
 
 
 def _figures(flagged: NDArray[np.bool_], right: NDArray[np.bool_], plain: NDArray[np.bool_]) -> dict[str, float]:
-    """Of prompts of which some are ``flagged``, some of these with the ``right`` sense, and some are ``plain``."""
-    raised, planted, found = int(flagged.sum()), int((~plain).sum()), int((right & ~plain).sum())
+    """Of prompts of which some are ``flagged``, some of these with the ``right`` sense, and some are ``plain``.
+
+    Precision and recall are those on planted prompts, so that they do not depend on how many plain ones there are.
+    """
+    raised, planted, found = int((flagged & ~plain).sum()), int((~plain).sum()), int((right & ~plain).sum())
     return {
         "precision": found / raised if raised else 0.0,
         "recall": found / planted if planted else 0.0,
-        "flags": raised,
+        "flags": int(flagged.sum()),
         "false_flag_rate_plain": int(flagged[plain].sum()) / int(plain.sum()) if plain.any() else 0.0,
     }

@@ -32,7 +32,7 @@ from sae_runtime.catalog.tables import (
     SignatureRow,
     SignatureWeightRow,
 )
-from sae_runtime.detector.context import is_declared
+from sae_runtime.detector.context import is_declared, stem_places, told_senses
 from sae_runtime.detector.inspector import Inspector
 from sae_runtime.evaluation.planted import read_planted
 from sae_runtime.evaluation.prompts import calibration_prompts
@@ -142,6 +142,7 @@ def calibrate(model: str, artefacts: Path, signatures: Mapping[str, Signature]) 
             mention.reading,
             mention.early,
             mention.intended,
+            told_senses(known[prompt.concept], stem_places(prompt.prompt), prompt.start),
             is_declared(known[prompt.concept], prompt.domain),
             _own_bound(signatures[prompt.concept].late),
             _own_bound(signatures[prompt.concept].early),

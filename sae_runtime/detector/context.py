@@ -3,7 +3,8 @@
 Only words *after* the mention count as textual evidence. Those before it are what a reader is led by, rightly or not: on
 prompts whose later words overturn the earlier ones (the ``dev`` set of :mod:`sae_runtime.evaluation.prompts`), a matcher of
 all words that was sure of a sense was right in 33 % of cases, one of the later words in 97 %; on plain prompts both in at least
-99 %. Without later words the source is unsure, and nothing is flagged.
+99 %. Without later words the source is unsure, and nothing is flagged. What the words before say has another use:
+:func:`told_senses`.
 """
 
 from __future__ import annotations
@@ -91,6 +92,21 @@ def intended_senses(
         scores.append(score)
         evidence[sense.slug] = reasons
     return dict(zip(evidence, softmax(scores), strict=True)), evidence
+
+
+def told_senses(concept: Concept, places: Places, start: int) -> dict[str, float]:
+    """Probability of each sense by the words before the mention alone: what a reader has been told when he comes to it.
+
+    Args:
+        concept: what is mentioned.
+        places: of the message, from :func:`stem_places`.
+        start: where the mention begins.
+    """
+    scores = [
+        sum(weight for key, weight in sense.cues.items() if key in places and places[key][0][0] < start)
+        for sense in concept.senses
+    ]
+    return dict(zip((sense.slug for sense in concept.senses), softmax(scores), strict=True))
 
 
 def is_declared(concept: Concept, domain: str | None) -> bool:

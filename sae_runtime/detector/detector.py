@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 
 from sae_runtime.catalog.stored import KEPT_CONCEPTS, Recent
 from sae_runtime.catalog.view import CatalogView, Concept
-from sae_runtime.detector.context import SECONDED, Places, intended_senses, is_declared, softmax, stem_places
+from sae_runtime.detector.context import (
+    SECONDED,
+    Places,
+    intended_senses,
+    is_declared,
+    softmax,
+    stem_places,
+    told_senses,
+)
 from sae_runtime.detector.imitations import find_imitations
 from sae_runtime.detector.mentions import Mention, MentionFinder
 from sae_runtime.detector.notes import render_note
@@ -238,7 +246,8 @@ class Detector:
         }
         probabilities = {"reading": _rounded(reading), "early": _rounded(early or {}), "intended": _rounded(intended)}
         result = MentionReading.model_validate({**place, **probabilities})
-        verdict = judge(concept, reading, intended, early, declared=is_declared(concept, plan.domain))
+        told, declared = told_senses(concept, places, start), is_declared(concept, plan.domain)
+        verdict = judge(concept, reading, intended, early, told=told, declared=declared)
         if picked is not None:
             read_as = likeliest(reading)
             verdict = Verdict(read_as, picked, reading[read_as], intended[picked])

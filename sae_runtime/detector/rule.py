@@ -8,6 +8,9 @@ looks inside the model: what the deployer declares, or else the words behind the
 - Where nothing is declared, the product of what the words say with the late reading stands against the early one, too: in a garden path the
   model itself corrects its first impression, which makes it a second witness.
 
+A misread needs a cause. Where the words before the mention already say the sense that is meant, the model has been told, and a reading that
+disagrees is taken for an error of the readout: nothing is flagged. (On 1,019 plain prompts such errors were most of the false flags.)
+
 All thresholds are calibrated, together; between them nothing is said. A concept without an early reading has the late one alone.
 """
 
@@ -17,6 +20,8 @@ from typing import NamedTuple
 
 from sae_runtime.catalog.entries import Concept
 
+TOLD_ABOVE = 0.7
+"""From this probability on, the words before the mention have said the sense. Between 0.55 and 0.7 the calibration prompts tell no difference."""
 Senses = dict[str, float]
 """Probabilities by sense."""
 
@@ -36,7 +41,13 @@ class Verdict(NamedTuple):
 
 
 def judge(
-    concept: Concept, reading: Senses, intended: Senses, early: Senses | None = None, *, declared: bool = False
+    concept: Concept,
+    reading: Senses,
+    intended: Senses,
+    early: Senses | None = None,
+    *,
+    told: Senses | None = None,
+    declared: bool = False,
 ) -> Verdict | None:
     """The rule with the concept's thresholds; None to abstain.
 
@@ -45,26 +56,31 @@ def judge(
         reading: the late reading.
         intended: what the source says.
         early: the early reading, if the concept has one.
+        told: what the words before the mention say; None if nobody asked.
         declared: whether the deployer declared the sense, by domain or glossary.
     """
-    late = disagreement(reading, intended, concept.read_below, concept.intended_above)
+    late = disagreement(reading, intended, concept.read_below, concept.intended_above, told)
     if late or concept.early is None or early is None:
         return late
     bounds = concept.early
-    first = disagreement(early, intended, bounds.read_below, bounds.intended_above)
+    first = disagreement(early, intended, bounds.read_below, bounds.intended_above, told)
     if first or declared:
         return first and first._replace(early=True)
-    both = disagreement(early, agreed(intended, reading), bounds.read_below, bounds.seconded_above)
+    both = disagreement(early, agreed(intended, reading), bounds.read_below, bounds.seconded_above, told)
     return both and both._replace(early=True, seconded=True)
 
 
-def disagreement(reading: Senses, intended: Senses, read_below: float, intended_above: float) -> Verdict | None:
+def disagreement(
+    reading: Senses, intended: Senses, read_below: float, intended_above: float, told: Senses | None = None
+) -> Verdict | None:
     """One reading against one source.
 
-    Flags when the source is sure of a sense (at least ``intended_above``) and the reading gives that very sense little (at most
-    ``read_below``).
+    Flags when the source is sure of a sense (at least ``intended_above``), the reading gives that very sense little (at most
+    ``read_below``), and the words before have not told it (less than :data:`TOLD_ABOVE`).
     """
     meant, read_as = likeliest(intended), likeliest(reading)
+    if told and told[meant] >= TOLD_ABOVE:
+        return None
     sure = intended[meant] >= intended_above and reading[meant] <= read_below
     return Verdict(read_as, meant, reading[read_as], intended[meant]) if sure and read_as != meant else None
 

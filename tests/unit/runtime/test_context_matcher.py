@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from sae_runtime.build.cues import fit_cues
 from sae_runtime.catalog.packs import ConceptPack, SensePack, load_packs
 from sae_runtime.catalog.view import Concept, Sense
-from sae_runtime.detector.context import DOMAIN_LOGIT, context_stems, intended_senses, softmax, stem, stem_places
+from sae_runtime.detector.context import (
+    DOMAIN_LOGIT,
+    context_stems,
+    intended_senses,
+    softmax,
+    stem,
+    stem_places,
+    told_senses,
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +47,20 @@ def test_cue_weights_add_up_over_distinct_stems(bank: Concept) -> None:
     powers = [math.exp(3.0), math.exp(2.0), 1.0]
     assert list(probabilities.values()) == pytest.approx([power / sum(powers) for power in powers])
     assert evidence == {"money": ["loan", "deposits"], "river": ["water"], "shot": []}
+
+
+@pytest.mark.parametrize(
+    ("text", "powers"),
+    [
+        ("A loan, two loans and deposits: the bank by the water.", (3.0, 0.0, 0.0)),
+        ("The bank by the water gave a loan.", (0.0, 0.0, 0.0)),
+        ("Muddy loan at the bank, the muddy one.", (2.0, 1.5, 0.0)),
+    ],
+)
+def test_what_is_told_is_what_stands_before(bank: Concept, text: str, powers: tuple[float, ...]) -> None:
+    told = told_senses(bank, stem_places(text), text.index("bank"))
+    assert list(told) == ["money", "river", "shot"]
+    assert list(told.values()) == pytest.approx(softmax(list(powers)))
 
 
 def test_cues_match_any_inflection_and_case(bank: Concept) -> None:

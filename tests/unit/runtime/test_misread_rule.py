@@ -30,7 +30,7 @@ from sae_runtime.build.calibrate import (
 from sae_runtime.catalog.entries import Early
 from sae_runtime.catalog.view import Concept, Sense
 from sae_runtime.detector.detector import Readout
-from sae_runtime.detector.rule import Senses, agreed, judge
+from sae_runtime.detector.rule import TOLD_ABOVE, Senses, agreed, judge
 from sae_runtime.evaluation.prompts import PlantedPrompt
 
 shares = st.floats(0, 1)
@@ -131,7 +131,7 @@ def test_figures_count_right_flags_and_false_ones() -> None:
         judged("plain", 0.01, 0.5),
     ]
     figures = flag_figures(prompts, 0.2, 0.8)
-    assert figures == pytest.approx({"precision": 1 / 3, "recall": 1 / 3, "flags": 3, "false_flag_rate_plain": 1 / 4})
+    assert figures == pytest.approx({"precision": 1 / 2, "recall": 1 / 3, "flags": 3, "false_flag_rate_plain": 1 / 4})
 
 
 def test_figures_of_no_prompts_are_zero() -> None:
@@ -216,6 +216,24 @@ def test_what_the_early_reading_adds(
     assert (found and (found.read_as, found.intended, found.early, found.seconded)) == verdict
 
 
+@pytest.mark.parametrize(
+    ("late", "early", "intended"),
+    [(0.1, 0.9, 0.9), (0.9, 0.1, 0.9), (0.9, 0.1, 0.6)],  # each of the rule's three ways to a flag
+)
+def test_what_was_told_before_is_not_flagged(
+    make_concept: Callable[..., Concept], late: float, early: float, intended: float
+) -> None:
+    concept = make_concept(read_below=0.2, intended_above=0.8, early=EARLY)
+
+    def flagged(told: float) -> bool:
+        return judge(concept, table(late), table(intended), table(early), told=table(told)) is not None
+
+    assert flagged(0.5)
+    assert flagged(TOLD_ABOVE - 0.01)
+    assert not flagged(TOLD_ABOVE)
+    assert flagged(1 - TOLD_ABOVE)  # another sense was told: that is what leads astray
+
+
 @given(shares, shares)
 def test_witnesses_that_agree_make_it_surer_and_an_unsure_one_changes_nothing(one: float, other: float) -> None:
     both = agreed(table(one), table(other))
@@ -227,10 +245,17 @@ def test_witnesses_that_agree_make_it_surer_and_an_unsure_one_changes_nothing(on
 
 
 both_prompts = st.builds(
-    lambda kind, late, early, intended, declared, low, meant: Both(
-        judged(kind, 0.5, 0.5, meant=meant).prompt, table(late), table(early), table(intended), declared, *low
+    lambda kind, late, early, intended, told, declared, low, meant: Both(
+        judged(kind, 0.5, 0.5, meant=meant).prompt,
+        table(late),
+        table(early),
+        table(intended),
+        table(told),
+        declared,
+        *low,
     ),
     st.sampled_from(["garden-path", "domain", "plain"]),
+    shares,
     shares,
     shares,
     shares,
@@ -262,7 +287,7 @@ def test_the_calibrated_rule_is_the_served_one(
         concept = make_concept(
             read_below=min(bounds.read_below, one.late_below), intended_above=bounds.intended_above, early=early
         )
-        served = judge(concept, one.reading, one.intended, one.early, declared=one.declared)
+        served = judge(concept, one.reading, one.intended, one.early, told=one.told, declared=one.declared)
         assert flag == (served is not None)
         assert hit == (served is not None and served.intended == one.prompt.intended)
 
