@@ -64,7 +64,7 @@ class Both:
 
 def choose_bounds(judged: Sequence[Both]) -> tuple[Bounds, dict[str, float]]:
     """Thresholds of the whole rule, and what it does with them on the calibration prompts."""
-    table = _Table(judged)
+    table = Table(judged)
     best: tuple[tuple[float, ...], Bounds] | None = None
     # A source that must be certain never speaks.
     for values in product(_READ_BELOW, _INTENDED_ABOVE, _READ_BELOW, (*_INTENDED_ABOVE, 1.0), (*_INTENDED_ABOVE, 1.0)):
@@ -86,7 +86,7 @@ def within_limits(figures: Mapping[str, float], plain: int) -> bool:
     return rate + error <= MAX_FALSE_FLAGS and figures["precision"] >= MIN_PRECISION
 
 
-class _Table:
+class Table:
     """Prompts as arrays, so that a grid of thresholds takes seconds; flags as :func:`~sae_runtime.detector.rule.judge` does."""
 
     def __init__(self, judged: Sequence[Both]) -> None:

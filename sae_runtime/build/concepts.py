@@ -131,12 +131,12 @@ def _concept_row(pack: str, concept: ConceptPack, signature: Signature, features
     )
 
 
-def calibrate(model: str, artefacts: Path, signatures: Mapping[str, Signature]) -> dict[str, Any]:
-    """Choose the thresholds with ``artefacts`` and store them in their catalog; returns the card's figures."""
+def read_calibration(model: str, artefacts: Path, signatures: Mapping[str, Signature]) -> list[Both]:
+    """The calibration prompts as ``artefacts`` read them."""
     inspector = Inspector.from_model(model, artefacts=artefacts)
     known = {concept.slug: concept for concept in inspector.view.concepts}
     prompts = [prompt for prompt in calibration_prompts() if prompt.concept in signatures]
-    judged = [
+    return [
         Both(
             prompt,
             mention.reading,
@@ -150,6 +150,11 @@ def calibrate(model: str, artefacts: Path, signatures: Mapping[str, Signature]) 
         for prompt, _, mention in read_planted(inspector, prompts, "calibrate")
         if mention
     ]
+
+
+def calibrate(model: str, artefacts: Path, signatures: Mapping[str, Signature]) -> dict[str, Any]:
+    """Choose the thresholds with ``artefacts`` and store them in their catalog; returns the card's figures."""
+    judged = read_calibration(model, artefacts, signatures)
     bounds, figures = choose_bounds(judged)
     engine = catalog_engine(artefacts / CATALOG_FILE, writable=True)
     with Session(engine) as session, session.begin():

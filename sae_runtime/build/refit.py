@@ -118,6 +118,12 @@ class Refit:
             run_contexts(stage, job, self.packs, workers)
         return stage
 
+    def fit(self, workers: Workers) -> dict[str, Signature]:
+        """Signatures of all concepts by slug, over the latents that the catalog has."""
+        allowed = sorted(self.artefacts.view.features)
+        contexts = self.read_contexts(workers)
+        return fit_signatures(self.packs, contexts, self.sae(), allowed, self.concepts, self.settings["seed"])
+
 
 def refit(
     model: str,
@@ -148,9 +154,7 @@ def refit(
     target = (out or job.artefacts.folder).resolve()
     check_target(target)
     with only_build(job.artefacts.model.name):
-        contexts = job.read_contexts(workers or LocalWorkers())
-        allowed = sorted(job.artefacts.view.features)
-        signatures = fit_signatures(job.packs, contexts, job.sae(), allowed, job.concepts, job.settings["seed"])
+        signatures = job.fit(workers or LocalWorkers())
         with staged(target) as staging:
             return _fill(job, signatures, staging)
 

@@ -21,7 +21,7 @@ from sae_runtime.build.calibrate import (
     Both,
     Bounds,
     Judged,
-    _Table,
+    Table,
     choose_bounds,
     choose_thresholds,
     flag_figures,
@@ -276,7 +276,7 @@ grid = st.builds(
 def test_the_calibrated_rule_is_the_served_one(
     make_concept: Callable[..., Concept], prompts: list[Both], bounds: Bounds
 ) -> None:
-    flagged, right = _Table(prompts).flags(bounds)
+    flagged, right = Table(prompts).flags(bounds)
     for one, flag, hit in zip(prompts, flagged, right, strict=True):
         early = replace(
             EARLY,
@@ -296,6 +296,6 @@ def test_the_calibrated_rule_is_the_served_one(
 @given(st.lists(both_prompts, min_size=1, max_size=12))
 def test_chosen_bounds_keep_the_limits_or_flag_nothing(prompts: list[Both]) -> None:
     bounds, figures = choose_bounds(prompts)
-    assert figures == _Table(prompts).figures(bounds)
+    assert figures == Table(prompts).figures(bounds)
     assert figures["false_flag_rate_plain"] <= MAX_FALSE_FLAGS
     assert (bounds == NO_FLAGS and not figures["flags"]) or figures["precision"] >= MIN_PRECISION
