@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import resources
 
 from alembic import command
-from alembic.config import Config
 from sqlalchemy.orm import Session
 
 from sae_runtime.catalog.location import CatalogLocation
-from sae_runtime.catalog.store import changing, create_catalog
+from sae_runtime.catalog.store import alembic_config, changing, create_catalog
 from sae_runtime.catalog.tables import ModelRow, SaeRow
 
 
@@ -28,16 +26,9 @@ def filling(location: CatalogLocation, *, model: str = "tiny", d_sae: int = 99) 
     engine.dispose()
 
 
-def migrations() -> Config:
-    """The project's migrations, as Alembic wants to be told of them."""
-    config = Config()
-    config.set_main_option("script_location", str(resources.files("migrations")))
-    return config
-
-
 def downgrade(location: CatalogLocation, revision: str) -> None:
     """Take the catalog's schema back to ``revision``, with the data that it can hold."""
-    config = migrations()
+    config = alembic_config()
     with changing(location) as connection:
         config.attributes["connection"] = connection
         command.downgrade(config, revision)

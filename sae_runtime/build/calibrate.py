@@ -87,22 +87,17 @@ def within_limits(figures: Mapping[str, float], plain: int) -> bool:
 
 
 class Table:
-    """Prompts as arrays, so that a grid of thresholds takes seconds; flags as :func:`~sae_runtime.detector.rule.judge` does."""
+    """Prompts as arrays, so that a grid of thresholds takes seconds; flags as :func:`~sae_runtime.detector.rule.judge` does. ``plain``: how many are plain."""
 
     def __init__(self, judged: Sequence[Both]) -> None:
-        seconds = [agreed(one.intended, one.reading) for one in judged]
         self._late = _Against.of(judged, [(one.reading, one.intended, one.late_below) for one in judged])
         self._early = _Against.of(judged, [(one.early, one.intended, one.early_below) for one in judged])
         self._seconded = _Against.of(
-            judged, [(one.early, second, one.early_below) for one, second in zip(judged, seconds, strict=True)]
+            judged, [(one.early, agreed(one.intended, one.reading), one.early_below) for one in judged]
         )
         self._declared = np.array([one.declared for one in judged], dtype=bool)
         self._plain = np.array([one.prompt.kind == "plain" for one in judged], dtype=bool)
-
-    @property
-    def plain(self) -> int:
-        """Number of plain prompts."""
-        return int(self._plain.sum())
+        self.plain = int(self._plain.sum())
 
     def flags(self, bounds: Bounds) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Which prompts are flagged, and which of these flags name the planted sense."""

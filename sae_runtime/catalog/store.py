@@ -118,7 +118,7 @@ def upgrade_schema(connection: Connection, location: CatalogLocation) -> None:
     Raises:
         RevisionError: it is at a revision that this program does not know.
     """
-    config = _alembic_config()
+    config = alembic_config()
     config.attributes["connection"] = connection
     try:
         command.upgrade(config, "head")
@@ -276,10 +276,11 @@ _POSTGRES_REMEDIES = {
 @cache
 def _revisions() -> tuple[str, ...]:
     """The revisions that this program knows, newest first; Alembic runs every migration's module to tell."""
-    return tuple(script.revision for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions())
+    return tuple(script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions())
 
 
-def _alembic_config() -> Config:
+def alembic_config() -> Config:
+    """The catalog's migrations, as Alembic wants to be told of them."""
     config = Config()
     config.set_main_option("script_location", str(resources.files("migrations")))
     return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from chat_page import Chat, serve_page
@@ -18,23 +19,24 @@ _CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"
 
 @pytest.fixture(scope="session")
 def chat_url(server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    page, url = serve_page(server.url, server.model, tmp_path_factory.mktemp("words"))
-    yield url
-    page.close()
+    yield from _served(server, tmp_path_factory.mktemp("words"))
 
 
 @pytest.fixture(scope="session")
 def long_answers_url(server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The same page with answers that last some seconds, so that something can be done meanwhile."""
-    page, url = serve_page(server.url, server.model, tmp_path_factory.mktemp("words"), tokens=96)
-    yield url
-    page.close()
+    yield from _served(server, tmp_path_factory.mktemp("words"), tokens=96)
 
 
 @pytest.fixture(scope="session")
 def endless_answers_url(server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The same page with answers that end when they are stopped, however slow the machine."""
-    page, url = serve_page(server.url, server.model, tmp_path_factory.mktemp("words"), tokens=768)
+    yield from _served(server, tmp_path_factory.mktemp("words"), tokens=768)
+
+
+def _served(server: ModelServer, words: Path, **length: int) -> Iterator[str]:
+    """The address of the page in front of ``server``, until it is done with; ``length`` as ``tokens`` of ``serve_page``."""
+    page, url = serve_page(server.url, server.model, words, **length)
     yield url
     page.close()
 

@@ -12,10 +12,9 @@ import pytest
 from alembic import command
 from faults.killing import Surroundings, ends, start, upgrade
 from faults.making import eventually
-from small_catalogs import migrations
 from sqlalchemy import create_engine
 
-from sae_runtime.catalog.store import open_catalog, upgrade_catalog
+from sae_runtime.catalog.store import alembic_config, open_catalog, upgrade_catalog
 from sae_runtime.errors import RevisionError
 from sae_runtime.paths import CATALOG_FILE
 
@@ -32,7 +31,7 @@ def contents(path: Path) -> list[str]:
 def old(artefacts: Path) -> Path:
     """A catalog with data at the first revision."""
     path = artefacts / CATALOG_FILE
-    config = migrations()
+    config = alembic_config()
     engine = create_engine(f"sqlite:///{path}")  # without foreign keys: the way down builds tables anew
     with engine.begin() as connection:
         config.attributes["connection"] = connection

@@ -14,7 +14,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from small_catalogs import downgrade, migrations
+from small_catalogs import downgrade
 from sqlalchemy import func, inspect, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -71,7 +71,7 @@ def test_upgrading_creates_every_table_at_the_newest_revision(location: CatalogL
         revision = MigrationContext.configure(connection).get_current_revision()
         tables = set(inspect(connection).get_table_names())
     engine.dispose()
-    assert revision == ScriptDirectory.from_config(migrations()).get_current_head()
+    assert revision == ScriptDirectory.from_config(store.alembic_config()).get_current_head()
     assert tables == set(Base.metadata.tables) | {"alembic_version"}
 
 

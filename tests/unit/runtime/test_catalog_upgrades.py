@@ -7,19 +7,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 from alembic import command
-from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, inspect, text
 
 from sae_runtime.catalog import store
 from sae_runtime.catalog.location import CatalogLocation, full_text
-from sae_runtime.catalog.store import changing, open_catalog, upgrade_catalog
+from sae_runtime.catalog.store import alembic_config, changing, open_catalog, upgrade_catalog
 from sae_runtime.errors import CatalogError
 
 # One process imports everything once and forks: "together URL N" upgrades in N processes at the same moment, "kill URL N"
@@ -87,8 +85,7 @@ def upgrader() -> Iterator[Upgrader]:
 
 def migrate(location: CatalogLocation, revision: str) -> None:
     """Bring a catalog to an older revision, with a concept that has a sense and a note."""
-    config = Config()
-    config.set_main_option("script_location", str(resources.files("migrations")))
+    config = alembic_config()
     with changing(location) as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, revision)
